@@ -1,0 +1,341 @@
+"""The typed tree of settings: frozen, validated at birth, to and from plain dictionaries and YAML.
+
+Every way to change a setting (command line, YAML file, sweep) ends in `override`: a dotted key and
+a value, read by the same parser. The docstring under each field is its `--help`.
+
+Facts about the machine that runs a job (workers, GPUs, storage) are not here: see `train.launch`.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+from scribbleseg.errors import InputError
+
+Encoding = Literal["raw", "disc", "distance"]
+StrokeStyle = Literal["curve", "skeleton", "line", "mixed"]
+Architecture = Literal["unet", "resunet", "attention_resunet"]
+NormName = Literal["batch", "group"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+ConfigT = TypeVar("ConfigT")
+
+
+def require(condition: bool, key: str, value: object, expected: str) -> None:
+    """Raise an `InputError` that names the setting, its value and the remedy unless `condition`."""
+    if not condition:
+        raise InputError(f"{key} is {value!r}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which samples are read, and at which scale the network sees them."""
+
+    root: str = ""
+    """Folder that holds SPLIT/images, SPLIT/scribbles and SPLIT/ground_truth."""
+    split: str = "train"
+    """Split to train on."""
+    fold: int | None = 0
+    """Fold of the split kept for validation (sorted stems, position modulo num_folds); None: use val_split."""
+    num_folds: int = 5
+    """Number of folds the split is divided into (2 or more)."""
+    val_split: str | None = None
+    """Split to validate on when fold is None; None: no validation, and the last checkpoint is the best."""
+    long_side: int = 256
+    """Longer side of an image when it is validated or predicted, in network pixels (32 or more)."""
+    crop_size: int = 224
+    """Side of the square training crop, in network pixels (32 or more)."""
+    cache_dir: str | None = None
+    """Folder for the decoded images; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg."""
+    num_workers: int = 1
+    """Loader processes per training worker; 0 loads in the training process."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.num_folds >= 2, "data.num_folds", self.num_folds, "2 or more")
+        require(
+            self.fold is None or 0 <= self.fold < self.num_folds,
+            "data.fold",
+            self.fold,
+            f"0 to {self.num_folds - 1}, or None",
+        )
+        require(
+            self.fold is None or self.val_split is None,
+            "data.val_split",
+            self.val_split,
+            "None while data.fold is set; give --data.fold None to validate on another split",
+        )
+        require(self.long_side >= 32, "data.long_side", self.long_side, "32 pixels or more")
+        require(self.crop_size >= 32, "data.crop_size", self.crop_size, "32 pixels or more")
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrokesConfig:
+    """How strokes enter the network, and which strokes it is trained on."""
+
+    encoding: Encoding = "disc"
+    """raw: the strokes' own pixels; disc: dilated by radius; distance: 1 on a stroke, falling to 0 at radius."""
+    radius: int = 3
+    """Disc radius, or distance at which the encoding reaches 0, in network pixels (1 to 255)."""
+    simulate_probability: float = 0.5
+    """Probability that a training sample gets strokes simulated from its mask instead of its own [0, 1]."""
+    style: StrokeStyle = "mixed"
+    """Simulated strokes: curve (the benchmark's), skeleton, line, or each in turn by chance (mixed)."""
+    width: float = 3.0
+    """Width of simulated strokes, in pixels of the original image (1 or more)."""
+    length: float = 1.0
+    """Share of a simulated stroke's length that is kept (0, 1]; 1 keeps all of it."""
+    count: int = 1
+    """Most simulated strokes per connected part (1 or more); their number is drawn from 1 to count."""
+    misplaced: float = 0.0
+    """Share of simulated stroke pixels that carry the wrong label [0, 1)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(1 <= self.radius <= 255, "strokes.radius", self.radius, "1 to 255 pixels")
+        require(
+            0 <= self.simulate_probability <= 1,
+            "strokes.simulate_probability",
+            self.simulate_probability,
+            "a probability between 0 and 1",
+        )
+        require(self.width >= 1, "strokes.width", self.width, "1 pixel or more")
+        require(0 < self.length <= 1, "strokes.length", self.length, "a share above 0, at most 1")
+        require(self.count >= 1, "strokes.count", self.count, "1 or more")
+        require(0 <= self.misplaced < 1, "strokes.misplaced", self.misplaced, "0 or more, below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of image, strokes and mask in training."""
+
+    strength: float = 1.0
+    """Scales every augmentation together, in [0, 2]: 0 = none, 1 = the 2025 report's."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(0 <= self.strength <= 2, "augment.strength", self.strength, "0 to 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    architecture: Architecture = "unet"
+    """unet, resunet (residual blocks), attention_resunet (and gated skips, guided decoder)."""
+    width: int = 16
+    """Channels of the first level; each level doubles them, up to 16 x width (a multiple of 8)."""
+    depth: int = 6
+    """Number of resolution levels; the coarsest has stride 2^(depth - 1) (2 to 6)."""
+    norm: NormName = "batch"
+    """Normalisation: batch, or group (independent of the batch size)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(
+            self.width >= 8 and self.width % 8 == 0, "model.width", self.width, "a multiple of 8"
+        )
+        require(2 <= self.depth <= 6, "model.depth", self.depth, "2 to 6")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What training minimises."""
+
+    dice: float = 1.0
+    """Weight of the soft Dice loss (0 or more)."""
+    bce: float = 1.0
+    """Weight of the binary cross-entropy (0 or more)."""
+    side: float = 0.5
+    """Deep supervision: the side output at stride 2^k counts side^k (0 to 1; 0 leaves it out)."""
+    supervision: Literal["mask", "strokes"] = "mask"
+    """mask: loss on every labelled pixel; strokes: on stroke pixels only, for data without masks."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.dice >= 0, "loss.dice", self.dice, "0 or more")
+        require(self.bce >= 0, "loss.bce", self.bce, "0 or more")
+        require(self.dice + self.bce > 0, "loss.bce", self.bce, "above 0 while loss.dice is 0")
+        require(0 <= self.side <= 1, "loss.side", self.side, "0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW (arXiv 1711.05101) with warm-up, cosine decay, clipping and an average of the weights."""
+
+    learning_rate: float = 2e-3
+    """Peak learning rate (above 0)."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay of matrices and kernels; biases and normalisation have none (0 or more)."""
+    warmup: float = 0.1
+    """Share of all steps over which the learning rate rises linearly from 0 [0, 1)."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm (above 0)."""
+    ema_decay: float = 0.998
+    """Decay per step of the averaged weights, which are the ones validated and shipped [0, 1)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "above 0")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 or more, below 1")
+        require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0")
+        require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "0 or more, below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length and numerics of the run."""
+
+    epochs: int = 40
+    """Passes over the training samples (1 or more)."""
+    batch_size: int = 8
+    """Images per optimiser step over all workers together (1 or more)."""
+    seed: int = 0
+    """Seed of the weights, the order of samples, the augmentation and the simulated strokes."""
+    precision: Precision = "auto"
+    """auto: bf16 where the hardware computes in it, else fp32; or fp32, bf16, fp16 (CUDA only)."""
+    compile: bool = False
+    """Compile the network with torch.compile: slower to start, faster steps on GPUs."""
+    validate_every: int = 1
+    """Epochs between validations; the last epoch is always validated (1 or more)."""
+    save_minutes: float = 10.0
+    """Minutes between checkpoints inside a long epoch; one is written after every validated epoch anyway."""
+    keep: int = 2
+    """Checkpoints kept besides the best one (1 or more)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for key in ("epochs", "batch_size", "validate_every", "keep"):
+            require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "1 or more")
+        require(self.seed >= 0, "train.seed", self.seed, "0 or more")
+        require(self.save_minutes > 0, "train.save_minutes", self.save_minutes, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Everything that decides what a segmentation run computes."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Samples and scale."""
+    strokes: StrokesConfig = field(default_factory=StrokesConfig)
+    """Stroke encoding and simulation."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Network."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Length and numerics."""
+    init_from: str | None = None
+    """Checkpoint, run or released:NAME whose weights the training starts from."""
+
+    def __post_init__(self) -> None:
+        """Check settings that depend on one another."""
+        stride = 2 ** (self.model.depth - 1)
+        require(
+            self.data.crop_size % stride == 0,
+            "data.crop_size",
+            self.data.crop_size,
+            f"a multiple of {stride}, the network's coarsest stride (model.depth {self.model.depth})",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the tree as nested dictionaries of plain values, fit for JSON and YAML."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Any) -> str:
+    """Return the tree as YAML text."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one level of dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def override(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
+    """Return `config` with dotted keys set to new values.
+
+    Raises:
+        InputError: a key that does not exist, or a value of the wrong type or range.
+    """
+    arguments: list[str] = []
+    for key, value in changes.items():
+        arguments.append(f"--{key}")
+        arguments += [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return parse_arguments(type(config), arguments, default=config, prog="settings")
+
+
+def from_dict(kind: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
+    """Build a tree of settings from nested dictionaries; what they leave out keeps its default.
+
+    Raises:
+        InputError: a key that does not exist, or a value of the wrong type or range.
+    """
+    return override(kind(), flatten(tree))
+
+
+def from_yaml(config: ConfigT, path: Path) -> ConfigT:
+    """Return `config` with the settings of a YAML file put over it."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{path}: found {type(tree).__name__}, expected a mapping of settings")
+    return override(config, flatten(tree))
+
+
+def config_hash(config: Any) -> str:
+    """Return eight hexadecimal digits that change whenever any setting changes."""
+    text = json.dumps(to_dict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def parse_arguments(
+    kind: Any, arguments: Sequence[str], *, default: Any = None, prog: str, description: str = ""
+) -> Any:
+    """Read command-line arguments into `kind` with tyro; `--help` prints and exits 0.
+
+    Raises:
+        InputError: the arguments do not fit; tyro's boxed report is turned into one line.
+    """
+    boxed = io.StringIO()
+    extra = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(boxed):
+            return tyro.cli(kind, args=list(arguments), prog=prog, description=description, **extra)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_unbox(boxed.getvalue())) from None
+
+
+def _unbox(text: str) -> str:
+    """Return the words of tyro's boxed error report as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line.strip("│|╭╮╰╯─ ") for line in text.splitlines()]
+    return " ".join(line for line in lines if line).removeprefix("Parsing error").strip(" ─╮")

@@ -1,0 +1,46 @@
+"""Which device computes, and in which precision."""
+
+import torch
+
+from scribbleseg.config import Precision
+from scribbleseg.errors import InputError
+
+
+def pick_device() -> torch.device:
+    """Return the best device of this machine: CUDA, then MPS, then CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """Return the type that matrix products are computed in; None means float32 throughout.
+
+    Raises:
+        InputError: fp16 off CUDA, where gradients would underflow or the kernels do not exist.
+    """
+    match precision:
+        case "fp32":
+            return None
+        case "bf16":
+            return torch.bfloat16
+        case "fp16":
+            if device.type != "cuda":
+                raise InputError(
+                    f"train.precision is 'fp16'; expected 'auto', 'bf16' or 'fp32' on {device.type}"
+                )
+            return torch.float16
+        case "auto":
+            return torch.bfloat16 if _computes_bf16(device) else None
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Return whether the hardware multiplies bfloat16 itself; emulation is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False

@@ -1,0 +1,42 @@
+"""The loss of a segmentation step: Dice + BCE, with deep supervision and partial labels.
+
+The partial form (loss on stroke pixels only, for users who have no masks) needs no code of its own:
+its target holds the strokes' labels and is 255, ignored, everywhere else.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from scribbleseg.config import LossConfig
+from scribbleseg.losses.functional import bce_loss, dice_loss, resize_logits, split_target
+
+
+def segmentation_loss(
+    logits: Float[Tensor, "b 1 h w"],
+    side_logits: Sequence[Float[Tensor, "b 1 _h _w"]],
+    target: UInt8[Tensor, "b h w"],
+    config: LossConfig,
+) -> Float[Tensor, ""]:
+    """Return the mean over images of the weighted losses of all outputs.
+
+    Args:
+        logits: Object logits at the target's size.
+        side_logits: Logits of coarser decoder levels, strides 2, 4, ...; resized to the target.
+        target: 0 background, 1 object, 255 ignored.
+        config: Weights. The output at stride 2^k counts side^k; the weights are divided by their
+            sum, so that the learning rate does not depend on the depth.
+    """
+    truth, valid = split_target(target)
+    weights = [config.side**level for level in range(len(side_logits) + 1)]
+    total = logits.new_zeros((), dtype=truth.dtype)
+    for weight, output in zip(weights, [logits, *side_logits], strict=True):
+        if weight == 0:
+            continue
+        output = resize_logits(output, target.shape[-2:])
+        per_image = config.dice * dice_loss(output, truth, valid) + config.bce * bce_loss(
+            output, truth, valid
+        )
+        total = total + weight * per_image.mean()
+    return total / sum(weights)

@@ -1,0 +1,137 @@
+"""The parts that the networks share: normalisation, convolution blocks, attention gate, resizing.
+
+Every block takes an optional `side` tensor that is added to its first convolution's output, before
+the normalisation: the place where strokes enter an encoder that was trained on RGB alone.
+"""
+
+from collections.abc import Callable
+from typing import assert_never
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scribbleseg.config import NormName
+
+# (in channels, out channels, norm, stride) -> one of the blocks below.
+BlockType = Callable[[int, int, NormName, int], nn.Module]
+
+
+def make_norm(norm: NormName, channels: int) -> nn.Module:
+    """Return batch normalisation, or group normalisation in groups of 8 channels (arXiv 1803.08494)."""
+    match norm:
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "group":
+            return nn.GroupNorm(channels // 8, channels)
+        case _:
+            assert_never(norm)
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """Return a padded 3x3 convolution without bias: a normalisation follows it."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+def resize_to(x: Float[Tensor, "b c h w"], like: Tensor) -> Float[Tensor, "b c h2 w2"]:
+    """Resize bilinearly to the height and width of `like`, which need not be twice those of `x`."""
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions, each normalised and rectified (arXiv 1505.04597, padded).
+
+    With stride 2 the input is max-pooled first, as in the paper.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: NormName, stride: int = 1):
+        super().__init__()
+        self.stride = stride
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.norm1 = make_norm(norm, out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.norm2 = make_norm(norm, out_channels)
+
+    def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor:
+        """Map (b, in, h, w) to (b, out, ceil(h / stride), ceil(w / stride))."""
+        if self.stride > 1:
+            x = F.max_pool2d(x, self.stride, ceil_mode=True)
+        x = self.conv1(x)
+        if side is not None:
+            x = x + side
+        x = F.relu(self.norm1(x), inplace=True)
+        return F.relu(self.norm2(self.conv2(x)), inplace=True)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (arXiv 1512.03385).
+
+    The shortcut is a normalised 1x1 convolution where the shape changes. Stride 2 averages 2x2
+    pixels in front of it (arXiv 1812.01187, ResNet-D), so that no pixel is thrown away.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: NormName, stride: int = 1):
+        super().__init__()
+        self.stride = stride
+        self.conv1 = conv3x3(in_channels, out_channels, stride)
+        self.norm1 = make_norm(norm, out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.norm2 = make_norm(norm, out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),
+                nn.Conv2d(in_channels, out_channels, 1, bias=False),
+                make_norm(norm, out_channels),
+            )
+
+    def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor:
+        """Map (b, in, h, w) to (b, out, ceil(h / stride), ceil(w / stride))."""
+        y = self.conv1(x)
+        if side is not None:
+            y = y + side
+        y = F.relu(self.norm1(y), inplace=True)
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+
+
+class UpBlock(nn.Module):
+    """One decoder level: reduce, resize to the skip's true size, concatenate, convolve."""
+
+    def __init__(self, in_channels: int, skip_channels: int, norm: NormName, block: BlockType):
+        super().__init__()
+        self.reduce = nn.Conv2d(in_channels, skip_channels, 1)
+        self.block = block(2 * skip_channels, skip_channels, norm, 1)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b s h2 w2"]
+    ) -> Float[Tensor, "b s h2 w2"]:
+        """Return the features of this level from those of the coarser one and the skip."""
+        # A 1x1 convolution commutes with the resizing and is four times cheaper before it.
+        x = resize_to(self.reduce(x), skip)
+        return self.block(torch.cat([x, skip], dim=1))
+
+
+class AttentionGate(nn.Module):
+    """Additive attention on a skip (arXiv 1804.03999): where should the decoder look?
+
+    alpha = sigmoid(psi(relu(theta(skip) + phi(gating)))), one value per pixel of the skip. The
+    paper gates at half the skip's resolution; here the gating signal is resized up instead, so that
+    the map is as fine as the skip.
+    """
+
+    def __init__(self, skip_channels: int, gating_channels: int, norm: NormName):
+        super().__init__()
+        hidden = max(8, skip_channels // 2)
+        self.theta = nn.Conv2d(skip_channels, hidden, 1, bias=False)
+        self.phi = nn.Conv2d(gating_channels, hidden, 1)
+        self.norm = make_norm(norm, hidden)
+        self.psi = nn.Conv2d(hidden, 1, 1)
+
+    def forward(
+        self, skip: Float[Tensor, "b c h w"], gating: Float[Tensor, "b g h2 w2"]
+    ) -> Float[Tensor, "b 1 h w"]:
+        """Return the attention map in [0, 1]; the caller multiplies the skip by it."""
+        # phi is 1x1 and linear, so it commutes with the resizing and is cheaper before it.
+        query = resize_to(self.phi(gating), skip)
+        return self.psi(F.relu(self.norm(self.theta(skip) + query), inplace=True)).sigmoid()
