@@ -282,11 +282,10 @@ def override(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
     Raises:
         InputError: a key that does not exist, or a value of the wrong type or range.
     """
-    arguments: list[str] = []
-    for key, value in changes.items():
-        arguments.append(f"--{key}")
-        arguments += [str(item) for item in value] if isinstance(value, list) else [str(value)]
-    return parse_arguments(type(config), arguments, default=config, prog="settings")
+    arguments = [f"--{key}={value}" for key, value in changes.items()]
+    return parse_arguments(
+        type(config), arguments, default=config, prog="settings", flags_take_values=True
+    )
 
 
 def from_dict(kind: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
@@ -316,18 +315,30 @@ def config_hash(config: Any) -> str:
 
 
 def parse_arguments(
-    kind: Any, arguments: Sequence[str], *, default: Any = None, prog: str, description: str = ""
+    kind: Any,
+    arguments: Sequence[str],
+    *,
+    default: Any,
+    prog: str,
+    flags_take_values: bool = False,
 ) -> Any:
     """Read command-line arguments into `kind` with tyro; `--help` prints and exits 0.
+
+    Args:
+        kind: A dataclass.
+        arguments: What stands on the command line.
+        default: An instance of it, whose values hold where the arguments say nothing.
+        prog: The command, for `--help`.
+        flags_take_values: Whether booleans are written `--key=True`, or `--key` and `--no-key`.
 
     Raises:
         InputError: the arguments do not fit; tyro's boxed report is turned into one line.
     """
+    markers = (tyro.conf.FlagConversionOff,) if flags_take_values else ()
     boxed = io.StringIO()
-    extra = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(boxed):
-            return tyro.cli(kind, args=list(arguments), prog=prog, description=description, **extra)
+            return tyro.cli(kind, args=list(arguments), prog=prog, default=default, config=markers)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -335,7 +346,10 @@ def parse_arguments(
 
 
 def _unbox(text: str) -> str:
-    """Return the words of tyro's boxed error report as one line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    lines = [line.strip("│|╭╮╰╯─ ") for line in text.splitlines()]
-    return " ".join(line for line in lines if line).removeprefix("Parsing error").strip(" ─╮")
+    """Return the words of tyro's boxed error report as one line, without the box's title."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines()]
+    words = [line.strip("│─ ") for line in lines if line.startswith("│")]
+    message = " ".join(word for word in words if word)
+    # Our own validation already names the field, and there is no help of "settings" to run.
+    message = re.sub(r"^Error parsing \w+: (?=\w+\.\w+ is )", "", message)
+    return re.sub(r" For full helptext, \w+ settings --help$", "", message)

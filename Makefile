@@ -1,0 +1,36 @@
+# make setup | demo | test | test-all | bench     (everything happens in .venv; nothing else is touched)
+PYTHON ?= python3
+BIN := .venv/bin
+# One Ray per machine is assumed by Ray's cleaner; a cluster that happens to run is left alone.
+export RAY_AUTH_MODE ?= disabled
+
+.PHONY: setup demo lint test test-all bench clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) and "Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.12 setup")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+# Demo data -> fine-tuning on local Ray -> evaluation -> report.html, in demo/.
+demo: setup
+	$(BIN)/scribbleseg data demo --out demo/data
+	$(BIN)/python -m train.finetune demo --data.root demo/data --storage demo/runs --name demo
+	$(BIN)/scribbleseg evaluate --checkpoint demo/runs/demo --data demo/data --split test --out demo/evaluation
+	$(BIN)/scribbleseg report demo/runs/demo --data demo/data --split test --out demo/report.html
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/pytest -q -m 'not slow'
+
+test-all: lint
+	$(BIN)/pytest -q
+
+bench: setup
+	$(BIN)/python -m benchmarks.ray_share

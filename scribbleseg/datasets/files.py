@@ -1,0 +1,105 @@
+"""Pictures read strictly, and files and folders that appear whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from scribbleseg.errors import InputError
+
+# Pillow's decoders meet damaged files with all of these.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@contextlib.contextmanager
+def open_picture(path: Path, formats: tuple[str, ...]) -> Generator[Image.Image]:
+    """Open a picture and decode it whole, in its stored mode.
+
+    Args:
+        path: The file.
+        formats: Pillow's names of the formats that are accepted, whatever the file's suffix.
+
+    Raises:
+        InputError: another format, truncated or otherwise unreadable.
+    """
+    try:
+        with path.open("rb") as file:
+            picture = Image.open(file, formats=formats)
+            picture.load()
+    except _DECODE_ERRORS as error:
+        expected = " or ".join(formats)
+        raise InputError(
+            f"{path}: {reason(error)}; expected a whole {expected} file; save or copy it again"
+        ) from None
+    with picture:
+        yield picture
+
+
+def bits_per_channel(path: Path) -> int:
+    """Return the bit depth in a PNG's header, and 8 for any other file.
+
+    Pillow decodes a 16-bit colour PNG to 8 bits without a word, so the header has to be asked.
+    """
+    with path.open("rb") as file:
+        header = file.read(25)
+    return header[24] if header.startswith(b"\x89PNG") and len(header) == 25 else 8
+
+
+def has_alpha(picture: Image.Image) -> bool:
+    """Return whether the picture has an alpha channel or a transparent colour."""
+    return picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
+
+
+def reason(error: Exception) -> str:
+    """Return why a file or folder could not be read, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if isinstance(error, UnidentifiedImageError):
+        return "not such a picture"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def write_picture(path: Path, picture: Image.Image, kind: str, **options: Any) -> None:
+    """Write a picture in Pillow's format `kind`, whole or not at all; its folder must exist."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        picture.save(partial, format=kind, **options)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Generator[Path]:
+    """Give a temporary folder that becomes `out` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        InputError: `out` exists and is not an empty folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(
+            f"{out}: already there; expected a new folder; remove it or name another one"
+        )
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir()
+        yield partial
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

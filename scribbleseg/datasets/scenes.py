@@ -1,0 +1,304 @@
+"""The data contract: a folder of photographs, scribbles and masks becomes typed samples.
+
+    ROOT/SPLIT/images/STEM.jpg|png      RGB, any size
+    ROOT/SPLIT/scribbles/STEM.png       0 background, 1 object, 255 unlabelled
+    ROOT/SPLIT/ground_truth/STEM.png    0 background, 1 object, 255 ignore; may be absent
+
+Everything that reads data goes through here, so nothing is ever guessed: a file that does not keep
+the contract raises an `InputError` that names it and the command that mends it. Pixels are taken as
+they are stored (an EXIF orientation is not applied), because strokes are drawn on stored pixels.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from scribbleseg.datasets.files import (
+    bits_per_channel,
+    has_alpha,
+    open_picture,
+    reason,
+    write_picture,
+)
+from scribbleseg.errors import InputError
+
+# Masks use the values of strokes; there 255 means "ignore".
+from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+LABEL_SUFFIXES = (".png",)
+
+# Black, orange-red and cream: 0, 1 and 255 are told apart at a glance, on masks and on strokes.
+_PALETTE = {BACKGROUND: (0, 0, 0), OBJECT: (226, 74, 51), UNLABELLED: (240, 236, 220)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenePaths:
+    """One sample on disk."""
+
+    stem: str
+    """File name without its suffix, the same for all three files."""
+    image: Path
+    """The photograph."""
+    scribbles: Path
+    """The strokes."""
+    ground_truth: Path | None
+    """The mask, where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One decoded sample, at the image's own size."""
+
+    stem: str
+    """File name without its suffix."""
+    image: UInt8[np.ndarray, "h w 3"]
+    """RGB, 0 to 255."""
+    scribbles: UInt8[np.ndarray, "h w"]
+    """0 background, 1 object, 255 unlabelled."""
+    mask: UInt8[np.ndarray, "h w"] | None
+    """0 background, 1 object, 255 ignore; None where there is no ground truth."""
+
+
+def list_files(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    """Return the files of `folder` that have one of `suffixes`, by stem, sorted.
+
+    Hidden files and files with other suffixes are passed over.
+
+    Raises:
+        InputError: the folder is missing or unreadable, or two files share a stem.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{folder}: {reason(error)}; expected a folder of {' or '.join(suffixes)} files"
+        ) from None
+    files: dict[str, Path] = {}
+    for path in paths:
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes or not path.is_file():
+            continue
+        if path.stem in files:
+            raise InputError(
+                f"{folder}: found {files[path.stem].name} and {path.name}; expected one file per "
+                "stem; remove or rename one of them"
+            )
+        files[path.stem] = path
+    return dict(sorted(files.items()))
+
+
+def list_splits(root: Path) -> list[str]:
+    """Return the names of the folders in `root` that hold an images/ folder, sorted.
+
+    Raises:
+        InputError: `root` is not a folder.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: not a folder; expected ROOT that holds SPLIT/images")
+    return sorted(path.parent.name for path in root.glob("*/images") if path.is_dir())
+
+
+def list_scenes(root: str | Path, split: str, *, need_masks: bool) -> list[ScenePaths]:
+    """Return the samples of ROOT/SPLIT, sorted by stem; no file is opened.
+
+    Args:
+        root: Folder that holds the splits.
+        split: Name of the split.
+        need_masks: Every sample must have a ground truth; otherwise those that exist are listed.
+
+    Raises:
+        InputError: a folder is missing, it holds no images, or stems do not match.
+    """
+    folder = Path(root) / split
+    if not folder.is_dir():
+        found = ", ".join(list_splits(Path(root))) or "no split"
+        raise InputError(f"{folder}: no such split; {root} holds {found}; name one that exists")
+    images = list_files(folder / "images", IMAGE_SUFFIXES)
+    if not images:
+        raise InputError(
+            f"{folder / 'images'}: found no .jpg or .png file, expected the photographs"
+        )
+    scribbles = list_files(folder / "scribbles", LABEL_SUFFIXES)
+    _require_same_stems(images, scribbles, folder / "images", folder / "scribbles")
+    masks: dict[str, Path] = {}
+    truth = folder / "ground_truth"
+    if need_masks or truth.is_dir():
+        masks = list_files(truth, LABEL_SUFFIXES)
+    if need_masks:
+        _require_same_stems(images, masks, folder / "images", truth)
+    return [
+        ScenePaths(stem=stem, image=path, scribbles=scribbles[stem], ground_truth=masks.get(stem))
+        for stem, path in images.items()
+    ]
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode a photograph as 8-bit RGB.
+
+    Grey and palette images become RGB; an alpha channel is dropped where it is opaque everywhere.
+
+    Raises:
+        InputError: unreadable or truncated, 16-bit, CMYK, or with transparent pixels.
+    """
+    with open_picture(path, ("JPEG", "PNG")) as picture:
+        if bits_per_channel(path) > 8:
+            raise _unfit(path, "16 bits per channel", "8-bit RGB")
+        if has_alpha(picture):
+            picture = picture.convert("RGBA")
+            if picture.getchannel("A").getextrema() != (255, 255):
+                raise _unfit(path, "transparent pixels", "opaque RGB")
+        elif picture.mode not in ("1", "L", "P", "RGB"):
+            raise _unfit(path, f"{picture.mode} pixels", "8-bit RGB")
+        return np.array(picture.convert("RGB"))
+
+
+def read_scribbles(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """Decode strokes: 0 background, 1 object, 255 unlabelled.
+
+    Raises:
+        InputError: unreadable, more than one distinct channel, or values other than 0, 1 and 255.
+    """
+    scribbles = _read_labels(path)
+    _require_contract_values(path, scribbles, "0 background, 1 object, 255 unlabelled")
+    return scribbles
+
+
+def read_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """Decode a mask: 0 background, 1 object, 255 ignore.
+
+    Raises:
+        InputError: unreadable, more than one distinct channel, values other than 0, 1 and 255, or
+            255 without any 1, which is the 0/255 coding: there 255 means object.
+    """
+    mask = _read_labels(path)
+    values = _require_contract_values(path, mask, "0 background, 1 object, 255 ignore")
+    if UNLABELLED in values and OBJECT not in values:
+        raise _unfit(path, f"values {_join(values)}", "object pixels coded 1 (255 means ignore)")
+    return mask
+
+
+def read_scene(paths: ScenePaths) -> Scene:
+    """Decode one sample.
+
+    Raises:
+        InputError: a file does not keep the contract, or the sizes differ.
+    """
+    image = read_image(paths.image)
+    scribbles = read_scribbles(paths.scribbles)
+    require_same_size(paths.scribbles, scribbles, paths.image, image)
+    mask = None
+    if paths.ground_truth is not None:
+        mask = read_mask(paths.ground_truth)
+        require_same_size(paths.ground_truth, mask, paths.image, image)
+    return Scene(stem=paths.stem, image=image, scribbles=scribbles, mask=mask)
+
+
+def fold_stems(stems: Sequence[str], fold: int, num_folds: int) -> tuple[list[str], list[str]]:
+    """Split stems into those to train on and those to validate on.
+
+    The rule needs no list and no seed: stems are sorted, and the one at position p is validated in
+    fold p modulo `num_folds`.
+
+    Raises:
+        InputError: no such fold, or a fold would be empty.
+    """
+    if not 2 <= num_folds <= len(stems):
+        raise InputError(
+            f"num_folds is {num_folds}, expected 2 to the number of samples, {len(stems)}; change "
+            "num_folds or add samples"
+        )
+    if not 0 <= fold < num_folds:
+        raise InputError(f"fold is {fold}; expected 0 to {num_folds - 1}")
+    ordered = sorted(stems)
+    train = [stem for position, stem in enumerate(ordered) if position % num_folds != fold]
+    return train, ordered[fold::num_folds]
+
+
+def write_png(path: Path, array: UInt8[np.ndarray, "h w *c"], *, palette: bool = False) -> None:
+    """Write uint8 pixels (h, w) or (h, w, 3) as a PNG, whole or not at all; its folder must exist.
+
+    Args:
+        path: The file; an older one is replaced.
+        array: The pixels.
+        palette: Write (h, w) labels as an indexed PNG whose colours make 0, 1 and 255 visible in
+            any viewer; the stored values stay the same.
+    """
+    picture = Image.fromarray(array)
+    if palette:
+        colours = np.zeros((256, 3), np.uint8)
+        for value, colour in _PALETTE.items():
+            colours[value] = colour
+        picture.putpalette(colours.tobytes())
+    write_picture(path, picture, "PNG")
+
+
+def require_same_size(path: Path, labels: np.ndarray, image_path: Path, image: np.ndarray) -> None:
+    """Raise an `InputError` unless labels (h, w) are as large as their image (h, w, 3)."""
+    (height, width), (image_height, image_width) = labels.shape, image.shape[:2]
+    if (height, width) != (image_height, image_width):
+        raise InputError(
+            f"{path}: found {width}x{height} pixels, expected {image_width}x{image_height} as in "
+            f"{image_path}; export both at the same size (sizes are never changed for you)"
+        )
+
+
+def label_values(labels: np.ndarray) -> list[int]:
+    """Return the distinct values of a uint8 array, sorted."""
+    # Counting is ten times faster than numpy.unique, which sorts all pixels.
+    return np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+
+
+def _read_labels(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """Decode one channel of labels, or three equal ones; palette images give their indices."""
+    with open_picture(path, ("PNG",)) as picture:
+        if bits_per_channel(path) > 8:
+            raise _unfit(path, "16 bits per channel", "8-bit labels")
+        if picture.mode not in ("1", "L", "P", "RGB"):
+            raise _unfit(path, f"{picture.mode} pixels", "one channel of labels")
+        labels = np.array(picture, dtype=np.uint8)
+    if labels.ndim == 2:
+        return labels
+    first = np.ascontiguousarray(labels[..., 0])
+    if not (labels == first[..., None]).all():
+        raise _unfit(path, "colours", "one channel of labels, or three equal ones")
+    return first
+
+
+def _require_contract_values(path: Path, labels: np.ndarray, expected: str) -> list[int]:
+    """Return the distinct values, or raise an `InputError` if any is not in the contract."""
+    values = label_values(labels)
+    if not {BACKGROUND, OBJECT, UNLABELLED}.issuperset(values):
+        raise _unfit(path, f"values {_join(values)}", expected)
+    return values
+
+
+def _require_same_stems(
+    images: Collection[str], labels: Collection[str], image_folder: Path, label_folder: Path
+) -> None:
+    """Raise an `InputError` unless both folders hold the same stems."""
+    for missing, where, there in (
+        (sorted(set(images) - set(labels)), label_folder, image_folder),
+        (sorted(set(labels) - set(images)), image_folder, label_folder),
+    ):
+        if missing:
+            raise InputError(
+                f"{where}: found no file for {_join(missing)}; expected the {len(images)} stems of "
+                f"{image_folder}; add the files, or remove those in {there}"
+            )
+
+
+def _unfit(path: Path, found: str, expected: str) -> InputError:
+    """Return the error of a file that `data convert` may mend."""
+    return InputError(
+        f"{path}: found {found}, expected {expected}; `scribbleseg data convert` mends this"
+    )
+
+
+def _join(items: Sequence[object], limit: int = 5) -> str:
+    """Return the first items as words: "a, b, c and 4 more"."""
+    text = ", ".join(str(item) for item in items[:limit])
+    return text if len(items) <= limit else f"{text} and {len(items) - limit} more"

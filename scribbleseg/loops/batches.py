@@ -1,0 +1,160 @@
+"""Which samples a run trains and validates on, in which order, and each rank's share of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from scribbleseg.config import FinetuneConfig
+from scribbleseg.datasets.cache import SceneCache
+from scribbleseg.datasets.scenes import ScenePaths, fold_stems, list_scenes
+from scribbleseg.datasets.transforms import TrainSamples, worker_init
+from scribbleseg.distributed import rank, world_size
+from scribbleseg.errors import InputError
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BatchPlan(Sampler[list[tuple[int, int]]]):
+    """Every remaining batch of a run, for one rank, as lists of (epoch, sample).
+
+    The samples of a global batch are dealt to the ranks in turn, so that any number of workers
+    sees the same global batches. The last samples of a shuffled epoch that do not fill a batch are
+    left out of that epoch.
+    """
+
+    num_samples: int
+    batch_size: int
+    """Images per step over all ranks."""
+    epochs: int
+    seed: int
+    start_step: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that batches can be filled and dealt."""
+        if self.num_samples < self.batch_size:
+            raise InputError(
+                f"train.batch_size is {self.batch_size}; expected at most {self.num_samples}, "
+                "the number of training samples"
+            )
+        if self.batch_size % self.world_size:
+            raise InputError(
+                f"train.batch_size is {self.batch_size}; expected a multiple of "
+                f"{self.world_size}, the number of workers"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one epoch."""
+        return self.num_samples // self.batch_size
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run, from its beginning."""
+        return self.steps_per_epoch * self.epochs
+
+    def __len__(self) -> int:
+        """Return the number of batches that remain."""
+        return self.num_steps - self.start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield this rank's share of each remaining global batch."""
+        for step in range(self.start_step, self.num_steps):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            order = sample_order(self.num_samples, self.seed, epoch)
+            batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield [(epoch, int(sample)) for sample in batch[self.rank :: self.world_size]]
+
+
+def sample_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the permutation of the samples that `epoch` (from 0) goes through."""
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The samples of one run on this rank: training samples, and scenes to validate on."""
+
+    samples: TrainSamples
+    """Augmented training samples, keyed by (epoch, sample)."""
+    validation: tuple[int, ...]
+    """Positions in `cache` of this rank's share of the validation scenes."""
+    cache: SceneCache
+    """Decoded scenes, training and validation."""
+    num_validation: int
+    """Validation scenes over all ranks; 0: the run does not validate."""
+
+    def plan(self, config: FinetuneConfig, start_step: int = 0) -> BatchPlan:
+        """Return this rank's batches from `start_step` on."""
+        return BatchPlan(
+            num_samples=len(self.samples),
+            batch_size=config.train.batch_size,
+            epochs=config.train.epochs,
+            seed=config.train.seed,
+            start_step=start_step,
+            rank=rank(),
+            world_size=world_size(),
+        )
+
+    def loader(self, config: FinetuneConfig, start_step: int, device: torch.device) -> DataLoader[Any]:
+        """Return one loader for all remaining epochs, so that workers never stop in between."""
+        num_workers = config.data.num_workers
+        return DataLoader(
+            self.samples,
+            batch_sampler=self.plan(config, start_step),
+            num_workers=num_workers,
+            # Forking a process that runs OpenMP or Ray threads can deadlock.
+            multiprocessing_context="forkserver" if num_workers else None,
+            worker_init_fn=worker_init,
+            pin_memory=device.type == "cuda",
+            prefetch_factor=4 if num_workers else None,
+        )
+
+
+def open_data(config: FinetuneConfig) -> RunData:
+    """Read, check and cache the samples that `config` names.
+
+    Raises:
+        InputError: whatever is wrong with them, with the file and the remedy.
+    """
+    data = config.data
+    if not data.root:
+        raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
+    need_masks = config.loss.supervision == "mask" or data.fold is not None
+    scenes = list_scenes(data.root, data.split, need_masks=need_masks)
+    validation: list[ScenePaths] = []
+    if data.fold is not None:
+        _, held_out = fold_stems([s.stem for s in scenes], data.fold, data.num_folds)
+        validation = [s for s in scenes if s.stem in set(held_out)]
+        scenes = [s for s in scenes if s.stem not in set(held_out)]
+        if not scenes or not validation:
+            raise InputError(
+                f"{Path(data.root) / data.split}: found {len(scenes) + len(validation)} samples, "
+                f"too few to hold out one fold of {data.num_folds}; "
+                "give more, or --data.fold None --data.val-split SPLIT"
+            )
+    elif data.val_split is not None:
+        validation = list_scenes(data.root, data.val_split, need_masks=True)
+    cache = SceneCache.open([*scenes, *validation], data.cache_dir)
+    positions = range(len(scenes), len(scenes) + len(validation))
+    return RunData(
+        samples=TrainSamples(
+            cache=cache,
+            indices=list(range(len(scenes))),
+            crop_size=data.crop_size,
+            strokes=config.strokes,
+            augment=config.augment,
+            seed=config.train.seed,
+            supervision=config.loss.supervision,
+        ),
+        validation=tuple(positions[rank() :: world_size()]),
+        cache=cache,
+        num_validation=len(validation),
+    )

@@ -1,0 +1,359 @@
+"""Image + strokes -> mask, with a network held in memory and at the image's own size.
+
+The network sees the image at `data.long_side`; its logits, not its mask, are resized to the image's
+own size, so that the outline is as smooth as the logits are.
+"""
+
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+
+from scribbleseg.checkpoint import read_model, transfer
+from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig
+from scribbleseg.datasets.scenes import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    UNLABELLED,
+    ScenePaths,
+    list_files,
+    read_scene,
+    write_png,
+)
+from scribbleseg.datasets.transforms import normalise, to_network
+from scribbleseg.device import pick_device
+from scribbleseg.errors import InputError
+from scribbleseg.models import build_model
+from scribbleseg.runs import find_checkpoint
+
+# The coarsest stride of the deepest network (model.depth 6): divisible by every level's stride.
+STRIDE = 32
+
+
+def predict_logits(
+    model: nn.Module,
+    image: UInt8[np.ndarray, "h w 3"],
+    scribbles: UInt8[np.ndarray, "h w"],
+    *,
+    data: DataConfig,
+    strokes: StrokesConfig,
+    device: torch.device | str,
+    flip: bool = False,
+    precision: torch.dtype | None = None,
+) -> Float32[Tensor, "h w"]:
+    """Return the logits of "object" at the image's own size.
+
+    Args:
+        model: maps (image "b 3 h w", strokes "b 2 h w") to an output with `.logits` "b 1 h w";
+            it is run in evaluation mode, and left in the mode it was in.
+        image: RGB, of any size.
+        scribbles: 0 background, 1 object, 255 unlabelled.
+        data: gives the scale, `long_side`.
+        strokes: gives the encoding.
+        device: where the model is.
+        flip: average the logits with those of the mirrored input.
+        precision: autocast dtype; None computes in float32.
+
+    Returns:
+        Logits on `device`, made under inference mode (they cannot enter a backward pass).
+    """
+    device = torch.device(device)
+    seen, drawn = network_inputs(image, scribbles, data=data, strokes=strokes, device=device)
+    if flip:
+        seen, drawn = (torch.cat([x, x.flip(-1)]) for x in (seen, drawn))
+    height, width = seen.shape[-2:]
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype=precision, enabled=precision is not None),
+        _evaluation_mode(model),
+    ):
+        logits = model(*pad(seen, drawn)).logits[..., :height, :width].float()
+        if flip:
+            logits = (logits[:1] + logits[1:].flip(-1)) / 2
+        size = image.shape[:2]
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def network_inputs(
+    image: UInt8[np.ndarray, "h w 3"],
+    scribbles: UInt8[np.ndarray, "h w"],
+    *,
+    data: DataConfig,
+    strokes: StrokesConfig,
+    device: torch.device,
+) -> tuple[Float32[Tensor, "1 3 h2 w2"], Float32[Tensor, "1 2 h2 w2"]]:
+    """Return the normalised image and the encoded strokes in [0, 1], at the network's scale."""
+    pixels, channels = to_network(
+        image,
+        scribbles,
+        long_side=data.long_side,
+        encoding=strokes.encoding,
+        radius=strokes.radius,
+    )
+    return normalise(pixels.to(device)), channels.to(device).float() / 255
+
+
+def pad(
+    image: Float32[Tensor, "b 3 h w"], strokes: Float32[Tensor, "b 2 h w"]
+) -> tuple[Float32[Tensor, "b 3 h2 w2"], Float32[Tensor, "b 2 h2 w2"]]:
+    """Extend both to the right and downwards, to sizes that every level of a network divides.
+
+    The image continues with its last pixels (zeros would be an edge to see); strokes do not.
+    """
+    height, width = image.shape[-2:]
+    border = (0, -width % STRIDE, 0, -height % STRIDE)
+    return F.pad(image, border, mode="replicate"), F.pad(strokes, border)
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Generator[None]:
+    """Switch the model to evaluation, and back to training if that is where it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def to_mask(
+    logits: Float[Tensor, "h w"],
+    scribbles: UInt8[np.ndarray, "h w"],
+    *,
+    honour_strokes: bool,
+) -> UInt8[np.ndarray, "h w"]:
+    """Return 1 where the object is more likely than not, else 0.
+
+    With `honour_strokes`, pixels under a stroke take its label: the user has the last word.
+    """
+    mask = (logits > 0).to(torch.uint8).cpu().numpy()
+    return np.where(scribbles == UNLABELLED, mask, scribbles) if honour_strokes else mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A trained network that turns photographs and strokes into masks."""
+
+    config: FinetuneConfig
+    """The settings it was trained with."""
+    model: nn.Module
+    """The network, in evaluation mode on `device`."""
+    device: torch.device
+    """Where it computes."""
+    source: str
+    """The checkpoint it came from, as the user named it."""
+
+    def logits(
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        strokes: UInt8[np.ndarray, "h w"],
+        *,
+        flip: bool = False,
+    ) -> Float32[Tensor, "h w"]:
+        """Return the logits of "object" at the image's own size; see `predict_logits`."""
+        _check_arrays(image, strokes)
+        return predict_logits(
+            self.model,
+            image,
+            strokes,
+            data=self.config.data,
+            strokes=self.config.strokes,
+            device=self.device,
+            flip=flip,
+        )
+
+    def probabilities(
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        strokes: UInt8[np.ndarray, "h w"],
+        *,
+        flip: bool = False,
+    ) -> Float32[np.ndarray, "h w"]:
+        """Return the probability of "object", in [0, 1], at the image's own size.
+
+        Args:
+            image: RGB, of any size.
+            strokes: 0 background, 1 object, 255 unlabelled.
+            flip: Average with the mirrored input: twice the time, a slightly better outline.
+
+        Raises:
+            InputError: Arrays of another type, shape or coding.
+        """
+        return self.logits(image, strokes, flip=flip).sigmoid().cpu().numpy()
+
+    def predict(
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        strokes: UInt8[np.ndarray, "h w"],
+        *,
+        flip: bool = False,
+        honour_strokes: bool = True,
+    ) -> UInt8[np.ndarray, "h w"]:
+        """Return the mask, 0 background and 1 object, at the image's own size.
+
+        Args:
+            image: RGB, of any size.
+            strokes: 0 background, 1 object, 255 unlabelled.
+            flip: Average with the mirrored input: twice the time, a slightly better outline.
+            honour_strokes: Pixels under a stroke take the stroke's label.
+
+        Raises:
+            InputError: Arrays of another type, shape or coding.
+        """
+        logits = self.logits(image, strokes, flip=flip)
+        return to_mask(logits, strokes, honour_strokes=honour_strokes)
+
+
+def _check_arrays(image: np.ndarray, strokes: np.ndarray) -> None:
+    """Raise an `InputError` unless the arrays are what `Predictor` documents."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise InputError(
+            f"image: found {image.dtype} of shape {image.shape}, expected uint8 RGB (h, w, 3)"
+        )
+    if strokes.dtype != np.uint8 or strokes.shape != image.shape[:2]:
+        raise InputError(
+            f"strokes: found {strokes.dtype} of shape {strokes.shape}, expected uint8 of the "
+            f"image's size {image.shape[:2]}"
+        )
+    others = sorted(set(np.unique(strokes).tolist()) - {0, 1, UNLABELLED})
+    if others:
+        raise InputError(
+            f"strokes: found the values {others[:5]}, expected 0 background, 1 object and "
+            f"{UNLABELLED} unlabelled"
+        )
+
+
+def load(checkpoint: str | Path, *, device: str | None = None) -> Predictor:
+    """Load a trained network, ready to predict.
+
+    Args:
+        checkpoint: A checkpoint folder, a run or sweep (its best is taken), as local path or URI,
+            or "released:NAME".
+        device: "cuda", "mps", "cpu", ...; None takes the first of these that the machine has.
+
+    Raises:
+        InputError: Not a whole checkpoint, one of another format, or no such device.
+    """
+    place = _find_device(device) if device else pick_device()
+    with tempfile.TemporaryDirectory(prefix="scribbleseg-") as scratch:
+        found = read_model(find_checkpoint(str(checkpoint), Path(scratch) / "checkpoint"))
+    model = build_model(found.config.model)
+    transfer(model, found.weights)
+    return Predictor(
+        config=found.config, model=model.eval().to(place), device=place, source=str(checkpoint)
+    )
+
+
+def _find_device(name: str) -> torch.device:
+    """Return the device of that name, or raise an `InputError` where it cannot hold a tensor."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"device is {name!r}: {reason}; expected 'cuda', 'mps' or 'cpu', or leave it out"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskWritten:
+    """One image of a folder is done."""
+
+    stem: str
+    """The image's file name without its suffix."""
+    done: int
+    """How many images are done, this one included."""
+    total: int
+    """How many images there are."""
+
+
+def predict_folder(
+    predictor: Predictor,
+    images: Path,
+    scribbles: Path,
+    out: Path,
+    *,
+    probabilities: bool = False,
+    flip: bool = False,
+    honour_strokes: bool = True,
+) -> Iterator[MaskWritten]:
+    """Predict every image of a folder; iterate over the result to make it happen.
+
+    Every file is read once before the first mask is written, so that bad input is found while there
+    is still nothing to clean up.
+
+    Args:
+        predictor: The network.
+        images: Folder of STEM.jpg or STEM.png.
+        scribbles: Folder of STEM.png: 0 background, 1 object, 255 unlabelled.
+        out: Folder for the masks STEM.png (indexed, 0 background and 1 object); made if missing.
+        probabilities: Also write `out`/probabilities/STEM.png: 8-bit grey, 255 x the probability of
+            "object" before strokes are honoured.
+        flip: Average with the mirrored input.
+        honour_strokes: Pixels under a stroke take the stroke's label.
+
+    Raises:
+        InputError: A folder is missing or empty, stems do not match, a file breaks the data
+            contract, or `out` is one of the folders that are read.
+    """
+    scenes = _pair(images, scribbles)
+    written = {out.resolve(), (out / "probabilities").resolve()}
+    if written & {images.resolve(), scribbles.resolve()}:
+        raise InputError(f"{out}: the masks would replace what is read; give another folder as out")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: found a file, expected a folder for the masks")
+    for scene in scenes:
+        read_scene(scene)
+    return _write_masks(predictor, scenes, out, probabilities, flip, honour_strokes)
+
+
+def _pair(images: Path, scribbles: Path) -> list[ScenePaths]:
+    """Return the images and the scribbles of equal stems, or raise an `InputError`."""
+    photographs = list_files(images, IMAGE_SUFFIXES)
+    if not photographs:
+        raise InputError(f"{images}: found no .jpg or .png file, expected photographs")
+    drawings = list_files(scribbles, LABEL_SUFFIXES)
+    for lacking, there, folder in (
+        (sorted(photographs.keys() - drawings.keys()), images, scribbles),
+        (sorted(drawings.keys() - photographs.keys()), scribbles, images),
+    ):
+        if lacking:
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            raise InputError(
+                f"{folder}: no file for {', '.join(lacking[:3])}{more}, which {there} has; "
+                "expected the same stems in both; add the missing files or remove their partners"
+            )
+    return [
+        ScenePaths(stem=stem, image=path, scribbles=drawings[stem], ground_truth=None)
+        for stem, path in photographs.items()
+    ]
+
+
+def _write_masks(
+    predictor: Predictor,
+    scenes: list[ScenePaths],
+    out: Path,
+    probabilities: bool,
+    flip: bool,
+    honour_strokes: bool,
+) -> Iterator[MaskWritten]:
+    """Write one mask after the other; see `predict_folder`."""
+    out.mkdir(parents=True, exist_ok=True)
+    if probabilities:
+        (out / "probabilities").mkdir(exist_ok=True)
+    for done, paths in enumerate(scenes, start=1):
+        scene = read_scene(paths)
+        logits = predictor.logits(scene.image, scene.scribbles, flip=flip)
+        mask = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes)
+        if probabilities:
+            grey = (logits.sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
+            write_png(out / "probabilities" / f"{scene.stem}.png", grey)
+        write_png(out / f"{scene.stem}.png", mask, palette=True)
+        yield MaskWritten(stem=scene.stem, done=done, total=len(scenes))

@@ -1,0 +1,530 @@
+"""The run folder on any storage: written, read, pruned and pulled through pyarrow's file systems.
+
+```
+STORAGE/NAME/
+  run.json            what ran
+  metrics.jsonl       one object per epoch, rewritten whole
+  best.json           which checkpoint is best, by which metric
+  checkpoint_EPOCH/   see `scribbleseg.checkpoint`
+```
+
+STORAGE is a local path or a URI (s3://, gs://; `AWS_ENDPOINT_URL` is honoured). Local files and
+folders are written beside their place and renamed into it. Object stores have no rename, but there
+a single put is atomic, and a checkpoint's manifest is put last.
+
+One process writes a run at a time; any number may read it, with nothing but this folder.
+"""
+
+# pyarrow ships no types, and most of this file talks to it.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import statistics
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from scribbleseg import checkpoint
+from scribbleseg.checkpoint import BEST, MANIFEST
+from scribbleseg.errors import InputError
+
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+
+_CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{4,9})")
+_MAX_JSON_BYTES = 1_000_000
+_EPOCHS_FOR_PACE = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A run on a storage; picklable, and nothing is touched until a method is called."""
+
+    filesystem: FileSystem
+    """pyarrow file system that holds the run."""
+    path: str
+    """The run's folder on that file system, absolute."""
+
+    @staticmethod
+    def at(storage: str, name: str) -> "RunFolder":
+        """Return the run `name` on a storage, whether it exists or not.
+
+        Raises:
+            InputError: a name that is not one plain folder, or a storage that cannot be reached.
+        """
+        if not checkpoint.is_plain_name(name):
+            raise InputError(f"run name {name!r}: expected one folder name, such as cpu-1a2b3c4d")
+        parent = RunFolder.open(storage)
+        return RunFolder(filesystem=parent.filesystem, path=f"{parent.path.rstrip('/')}/{name}")
+
+    @staticmethod
+    def open(uri: str) -> "RunFolder":
+        """Return the run in a folder, given as local path or URI, whether it exists or not.
+
+        Raises:
+            InputError: a storage that cannot be reached.
+        """
+        if "://" not in uri:
+            path = str(Path(uri).expanduser().absolute())
+            return RunFolder(filesystem=LocalFileSystem(), path=path)
+        try:
+            filesystem, path = FileSystem.from_uri(uri)
+        except (ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{uri}: not a storage that can be reached ({reason}); "
+                "expected a local path, s3://BUCKET/PATH or gs://BUCKET/PATH"
+            ) from None
+        return RunFolder(filesystem=filesystem, path=path.rstrip("/"))
+
+    @property
+    def name(self) -> str:
+        """The run's name: its folder's."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def local_path(self) -> Path | None:
+        """The run's folder on this machine; None on any other storage."""
+        return Path(self.path) if isinstance(self.filesystem, LocalFileSystem) else None
+
+    def exists(self) -> bool:
+        """Say whether a run was started here: its run.json is written."""
+        return _is_file(self.filesystem, f"{self.path}/{RUN}")
+
+    def finished(self) -> bool:
+        """Say whether the run came to its end."""
+        return (self.read_json(RUN) or {}).get("finished") is True
+
+    def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run, atomically.
+
+        Raises:
+            OSError: it cannot be written; an older file stays.
+        """
+        self._write(name, checkpoint.to_json(tree))
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Read a JSON file of the run; None where there is none.
+
+        Raises:
+            InputError: it is not a JSON object.
+        """
+        path = f"{self.path}/{name}"
+        content = _read(self.filesystem, path, limit=_MAX_JSON_BYTES)
+        return None if content is None else checkpoint.parse_json(content, path)
+
+    def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write metrics.jsonl: one line per epoch, replacing what it held.
+
+        Raises:
+            OSError: it cannot be written; an older file stays.
+        """
+        self._write(METRICS, b"".join(checkpoint.to_json(row, indent=None) for row in history))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read metrics.jsonl; an empty list where there is none.
+
+        Raises:
+            InputError: a line is not a JSON object.
+        """
+        path = f"{self.path}/{METRICS}"
+        lines = (_read(self.filesystem, path) or b"").splitlines()
+        return [
+            checkpoint.parse_json(line, f"{path}, line {number}")
+            for number, line in enumerate(lines, start=1)
+        ]
+
+    @contextlib.contextmanager
+    def scratch(self) -> Generator[Path]:
+        """Lend an empty local folder to build the next checkpoint in; it is removed afterwards.
+
+        On local storage it lies hidden in the run, so that `save_checkpoint` only renames it; else
+        among the machine's temporary files. What a killed process left in it is removed first.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        if self.local_path is None:
+            with tempfile.TemporaryDirectory(prefix="scribbleseg-") as folder:
+                yield Path(folder)
+            return
+        folder = self.local_path / ".scratch"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def save_checkpoint(self, epoch: int, local_folder: Path) -> str:
+        """Put a finished local checkpoint folder into the run, replacing one of the same epoch.
+
+        Args:
+            epoch: epoch that the checkpoint belongs to (0 or more).
+            local_folder: whole checkpoint, manifest included; on local storage it is moved away.
+
+        Returns:
+            The checkpoint's path on `filesystem`.
+
+        Raises:
+            OSError: it cannot be written, such as on a full disk. Every other checkpoint stays
+                whole, and what was written of this one is removed. On local storage an older
+                checkpoint of the same epoch stays too.
+            ValueError: `local_folder` holds no whole checkpoint.
+        """
+        faults = checkpoint.verify(local_folder, hashed=())
+        if faults:
+            raise ValueError(f"not a whole checkpoint: {faults[0]}")
+        target = self.checkpoint_path(epoch)
+        if self.local_path is None:
+            _upload(local_folder, self.filesystem, target)
+        else:
+            _move_into_place(local_folder, Path(target))
+        return target
+
+    def checkpoint_path(self, epoch: int) -> str:
+        """Return where the checkpoint of an epoch lies on `filesystem`, or would lie."""
+        return f"{self.path}/{_checkpoint_name(epoch)}"
+
+    def checkpoints(self, *, hashed: bool = False) -> list[int]:
+        """Return the epochs of the whole checkpoints, in order.
+
+        Args:
+            hashed: compare the files' content with the manifest too, not only their sizes.
+        """
+        return [epoch for epoch in self._epochs() if self._is_whole(epoch, hashed=hashed)]
+
+    def last(self, *, hashed: bool = False) -> int | None:
+        """Return the epoch of the last whole checkpoint; None where there is none.
+
+        Args:
+            hashed: compare the files' content with the manifest too, not only their sizes.
+        """
+        newest_first = reversed(self._epochs())
+        return next((epoch for epoch in newest_first if self._is_whole(epoch, hashed=hashed)), None)
+
+    def write_best(self, epoch: int, metric: str, value: float) -> None:
+        """Record which checkpoint is best; called after the checkpoint is saved.
+
+        Raises:
+            OSError: it cannot be written; the older record stays.
+        """
+        name = _checkpoint_name(epoch)
+        self.write_json(
+            BEST, {"checkpoint": name, "epoch": epoch, "metric": metric, "value": value}
+        )
+
+    def best(self) -> dict[str, Any] | None:
+        """Return `checkpoint`, `epoch`, `metric` and `value` of the best; None where there is none.
+
+        Raises:
+            InputError: best.json is not a JSON object.
+        """
+        return self.read_json(BEST)
+
+    def prune(self, keep: int) -> None:
+        """Remove all checkpoints but the last `keep` whole ones and the best.
+
+        Remains of unfinished checkpoints older than the last whole one are removed as well.
+
+        Args:
+            keep: number of checkpoints to keep besides the best (1 or more).
+        """
+        if keep < 1:
+            raise ValueError(f"keep is {keep}, expected 1 or more")
+        whole = self.checkpoints()
+        kept = {*whole[-keep:], (self.best() or {}).get("epoch")}
+        for epoch in self._epochs():
+            if whole and epoch < whole[-1] and epoch not in kept:
+                _remove_checkpoint(self.filesystem, self.checkpoint_path(epoch))
+
+    def fetch(self, epoch: int, destination: Path) -> Path:
+        """Copy the checkpoint of an epoch to this machine.
+
+        Args:
+            epoch: epoch of the checkpoint.
+            destination: folder that becomes the copy; missing or empty before.
+
+        Returns:
+            `destination`.
+
+        Raises:
+            InputError: the checkpoint is not there, not whole, or does not match its manifest.
+            OSError: it cannot be read or written.
+        """
+        return _download(self.filesystem, self.checkpoint_path(epoch), destination)
+
+    def _write(self, name: str, content: bytes) -> None:
+        if self.local_path is None:
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+                stream.write(content)
+        else:
+            self.local_path.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_bytes(self.local_path / name, content)
+
+    def _epochs(self) -> list[int]:
+        """Epochs of all checkpoint folders, whole or not, in order."""
+        selector = FileSelector(self.path, allow_not_found=True)
+        names = [
+            _CHECKPOINT_NAME.fullmatch(info.base_name)
+            for info in self.filesystem.get_file_info(selector)
+        ]
+        return sorted(int(match[1]) for match in names if match)
+
+    def _is_whole(self, epoch: int, *, hashed: bool) -> bool:
+        folder = self.checkpoint_path(epoch)
+        content = _read(self.filesystem, f"{folder}/{MANIFEST}", limit=_MAX_JSON_BYTES)
+        if content is None:
+            return False
+        try:
+            stamps = checkpoint.parse_manifest(content, f"{folder}/{MANIFEST}")
+        except InputError:
+            return False
+        infos = self.filesystem.get_file_info([f"{folder}/{name}" for name in stamps])
+        return all(
+            info.type == FileType.File
+            and info.size == stamp.size
+            and (not hashed or _sha256(self.filesystem, info.path) == stamp.sha256)
+            for info, stamp in zip(infos, stamps.values(), strict=True)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """How far a run is, from its folder alone."""
+
+    name: str
+    """The run's name."""
+    finished: bool
+    """Whether it came to its end."""
+    epoch: int
+    """Epochs done."""
+    epochs: int | None
+    """Epochs that its settings ask for; None where run.json does not say."""
+    best: dict[str, Any] | None
+    """Content of best.json."""
+    metrics: dict[str, Any]
+    """Last line of metrics.jsonl; empty before the first epoch's end."""
+    seconds_left: float | None
+    """Time to the end at the pace of the last epochs; None where there is no pace yet."""
+
+
+def status(uri: str) -> RunStatus:
+    """Say how far a run is.
+
+    Args:
+        uri: the run folder, as local path or URI.
+
+    Raises:
+        InputError: no run is there, or its files are damaged.
+    """
+    run = RunFolder.open(uri)
+    record = run.read_json(RUN)
+    if record is None:
+        raise InputError(f"{uri}: holds no {RUN}; expected the folder of a run, STORAGE/NAME")
+    history = run.read_metrics()
+    metrics = history[-1] if history else {}
+    finished = record.get("finished") is True
+    epoch = _number(metrics.get("epoch"))
+    epochs = _num_epochs(record)
+    return RunStatus(
+        name=run.name,
+        finished=finished,
+        epoch=int(epoch or 0),
+        epochs=epochs,
+        best=run.best(),
+        metrics=metrics,
+        seconds_left=0.0 if finished else _seconds_left(history, int(epoch or 0), epochs),
+    )
+
+
+def pull(uri: str, out: Path) -> Path:
+    """Copy a run's best checkpoint to this machine, held against its manifest.
+
+    Args:
+        uri: a run, a sweep (its best.json names the run as well) or a checkpoint folder, as local
+            path or URI.
+        out: folder that becomes the checkpoint; missing or empty before.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: nothing whole is there, or `out` holds files already.
+        OSError: it cannot be read or written.
+    """
+    folder = RunFolder.open(uri)
+    source = folder.path
+    if not _is_file(folder.filesystem, f"{source}/{MANIFEST}"):
+        best = _read(folder.filesystem, f"{source}/{BEST}", limit=_MAX_JSON_BYTES)
+        if best is None:
+            raise InputError(
+                f"{uri}: holds neither {BEST} nor {MANIFEST}; expected a run or sweep that has "
+                "saved its best checkpoint, or a checkpoint folder"
+            )
+        source = f"{source}/{checkpoint.best_location(best, f'{source}/{BEST}')}"
+    return _download(folder.filesystem, source, out)
+
+
+def find_checkpoint(reference: str, scratch: Path) -> Path:
+    """Find the checkpoint folder that a user means, on any storage.
+
+    Args:
+        reference: as for `checkpoint.resolve`, or the URI of a checkpoint, run or sweep.
+        scratch: local folder, missing or empty, that becomes the copy of a remote checkpoint.
+
+    Raises:
+        InputError: nothing of the kind is there.
+        OSError: a remote checkpoint cannot be read.
+    """
+    return pull(reference, scratch) if "://" in reference else checkpoint.resolve(reference)
+
+
+def _checkpoint_name(epoch: int) -> str:
+    return f"checkpoint_{epoch:04d}"
+
+
+def _move_into_place(folder: Path, target: Path) -> None:
+    """Make `folder` the new `target`; the old one goes only once the new one stands."""
+    incoming = target.with_name(".incoming")
+    outgoing = target.with_name(".outgoing")
+    for remains in (incoming, outgoing):
+        shutil.rmtree(remains, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # A rename where `folder` comes from `RunFolder.scratch`, a copy from another file system.
+        shutil.move(folder, incoming)
+        if target.exists():
+            os.replace(target, outgoing)
+        os.replace(incoming, target)
+    except OSError:
+        if outgoing.exists():
+            os.replace(outgoing, target)
+        shutil.rmtree(incoming, ignore_errors=True)
+        raise
+    shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def _upload(folder: Path, filesystem: FileSystem, target: str) -> None:
+    """Copy a checkpoint folder to an object store; the old one goes first, the manifest is last."""
+    _remove_checkpoint(filesystem, target)
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    try:
+        for name in [*names, MANIFEST]:
+            pyarrow.fs.copy_files(
+                str(folder / name),
+                f"{target}/{name}",
+                source_filesystem=LocalFileSystem(),
+                destination_filesystem=filesystem,
+            )
+    except OSError:
+        with contextlib.suppress(OSError):
+            _remove_checkpoint(filesystem, target)
+        raise
+
+
+def _download(filesystem: FileSystem, source: str, out: Path) -> Path:
+    """Copy a checkpoint folder to this machine, whole and verified or not at all."""
+    out = out.expanduser().absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already and is not an empty folder; give another --out")
+    manifest = _read(filesystem, f"{source}/{MANIFEST}", limit=_MAX_JSON_BYTES)
+    if manifest is None:
+        raise InputError(f"{source}: holds no {MANIFEST}; expected a checkpoint written to its end")
+    stamps = checkpoint.parse_manifest(manifest, f"{source}/{MANIFEST}")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name, stamp in stamps.items():
+            _require_size(filesystem, f"{source}/{name}", stamp.size)
+            pyarrow.fs.copy_files(
+                f"{source}/{name}",
+                str(partial / name),
+                source_filesystem=filesystem,
+                destination_filesystem=LocalFileSystem(),
+            )
+        checkpoint.write_bytes(partial / MANIFEST, manifest)
+        faults = checkpoint.verify(partial)
+        if faults:
+            raise InputError(f"{source}: damaged; after copying, {faults[0]}")
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _require_size(filesystem: FileSystem, path: str, size: int) -> None:
+    """Raise unless a file has the manifest's size; asked before it is copied."""
+    info = filesystem.get_file_info(path)
+    if info.type != FileType.File or info.size != size:
+        found = f"{info.size} bytes" if info.type == FileType.File else "missing"
+        raise InputError(f"{path}: {found}, the manifest says {size} bytes; it is damaged")
+
+
+def _remove_checkpoint(filesystem: FileSystem, path: str) -> None:
+    """Remove a checkpoint folder, manifest first, so that no reader takes a half-removed one."""
+    if _is_file(filesystem, f"{path}/{MANIFEST}"):
+        filesystem.delete_file(f"{path}/{MANIFEST}")
+    if filesystem.get_file_info(path).type == FileType.Directory:
+        filesystem.delete_dir(path)
+
+
+def _is_file(filesystem: FileSystem, path: str) -> bool:
+    return filesystem.get_file_info(path).type == FileType.File
+
+
+def _read(filesystem: FileSystem, path: str, *, limit: int | None = None) -> bytes | None:
+    """Content of a file; None where there is none.
+
+    Raises:
+        InputError: the file is over `limit` bytes.
+    """
+    info = filesystem.get_file_info(path)
+    if info.type != FileType.File:
+        return None
+    if limit is not None and info.size > limit:
+        raise InputError(f"{path}: {info.size} bytes, expected a small JSON file")
+    with filesystem.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def _sha256(filesystem: FileSystem, path: str) -> str:
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _num_epochs(record: Mapping[str, Any]) -> int | None:
+    match record:
+        case {"config": {"train": {"epochs": int(epochs)}}}:
+            return epochs
+        case _:
+            return None
+
+
+def _seconds_left(
+    history: Sequence[Mapping[str, Any]], epoch: int, epochs: int | None
+) -> float | None:
+    seconds = [_number(row.get("seconds")) for row in history[-_EPOCHS_FOR_PACE:]]
+    pace = [value for value in seconds if value is not None]
+    if not pace or epochs is None:
+        return None
+    return max(0, epochs - epoch) * statistics.fmean(pace)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

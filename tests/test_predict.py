@@ -1,0 +1,293 @@
+"""Prediction: sizes, padding, flipping, strokes, checkpoints and folders."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from scribbleseg.checkpoint import write_manifest, write_model
+from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, StrokesConfig
+from scribbleseg.datasets.transforms import normalise
+from scribbleseg.errors import InputError
+from scribbleseg.models import build_model
+from scribbleseg.predict import Predictor, load, predict_folder, predict_logits, to_mask
+
+
+class RedAsLogits(nn.Module):
+    """Stands in for a network: its logits are the red channel it sees; remembers its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.was_training: list[bool] = []
+
+    def forward(self, image: Tensor, strokes: Tensor) -> SimpleNamespace:
+        """Return the red channel."""
+        self.seen.append((image, strokes))
+        self.was_training.append(self.training)
+        return SimpleNamespace(logits=image[:, :1])
+
+
+class ColumnAsLogits(nn.Module):
+    """Stands in for a network whose logits are the column's number."""
+
+    def forward(self, image: Tensor, strokes: Tensor) -> SimpleNamespace:
+        """Return the columns' numbers."""
+        column = torch.arange(image.shape[-1], dtype=torch.float32)
+        return SimpleNamespace(logits=column.expand(len(image), 1, *image.shape[-2:]))
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def blank(height: int, width: int) -> np.ndarray:
+    return np.full((height, width), 255, np.uint8)
+
+
+def logits_of(model: nn.Module, image: np.ndarray, strokes: np.ndarray, long_side: int, **options):
+    return predict_logits(
+        model,
+        image,
+        strokes,
+        data=DataConfig(long_side=long_side),
+        strokes=StrokesConfig(),
+        device="cpu",
+        **options,
+    )
+
+
+def test_logits_at_network_size_are_the_models_own():
+    image = noise(45, 64)
+    logits = logits_of(RedAsLogits(), image, blank(45, 64), long_side=64)
+    expected = normalise(torch.from_numpy(image).permute(2, 0, 1)[None])[0, 0]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+    assert logits.dtype == torch.float32
+
+
+def test_logits_are_resized_bilinearly_to_the_images_own_size():
+    image = cv2.resize(noise(8, 8), (128, 96), interpolation=cv2.INTER_LINEAR)
+    small = cv2.resize(image, (64, 48), interpolation=cv2.INTER_AREA)
+    red = normalise(torch.from_numpy(small).permute(2, 0, 1)[None])[0, 0].numpy()
+    expected = cv2.resize(red, (128, 96), interpolation=cv2.INTER_LINEAR)
+    logits = logits_of(RedAsLogits(), image, blank(96, 128), long_side=64)
+    np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(33, 64), (64, 40), (3, 64), (64, 64)])
+def test_padding_repeats_the_image_and_adds_no_strokes(size: tuple[int, int]):
+    model = RedAsLogits()
+    height, width = size
+    everywhere = np.ones(size, np.uint8)
+    assert logits_of(model, noise(*size), everywhere, long_side=64).shape == size
+    image, strokes = model.seen[0]
+    assert all(side % 32 == 0 for side in image.shape[-2:])
+    assert (strokes[:, 0, :height, :width] == 1).all()
+    assert (strokes[:, :, height:] == 0).all() and (strokes[..., width:] == 0).all()
+    assert (image[..., height:, :width] == image[..., height - 1 : height, :width]).all()
+    assert (image[..., width:] == image[..., width - 1 : width]).all()
+
+
+def test_flip_averages_logits_with_those_of_the_mirrored_input():
+    image = noise(32, 50)
+    # 50 columns are padded to 64: were the padding mirrored too, the mean would not be 24.5.
+    logits = logits_of(ColumnAsLogits(), image, blank(32, 50), long_side=50, flip=True)
+    torch.testing.assert_close(logits, torch.full((32, 50), 24.5))
+    plain = logits_of(RedAsLogits(), image, blank(32, 50), long_side=50)
+    flipped = logits_of(RedAsLogits(), image, blank(32, 50), long_side=50, flip=True)
+    torch.testing.assert_close(flipped, plain)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_runs_in_evaluation_mode_and_returns_to_its_own(training: bool):
+    model = RedAsLogits().train(training)
+    logits_of(model, noise(32, 32), blank(32, 32), long_side=32)
+    assert model.was_training == [False]
+    assert model.training is training
+
+
+@pytest.mark.parametrize("architecture", ["unet", "resunet", "attention_resunet"])
+def test_real_models_predict_at_any_size(architecture):
+    size = (37, 61)
+    model = build_model(ModelConfig(architecture=architecture, width=8, depth=6))
+    logits = logits_of(model, noise(*size), blank(*size), long_side=64, flip=True)
+    assert logits.shape == size
+    assert torch.isfinite(logits).all()
+
+
+def test_strokes_have_the_last_word():
+    strokes = np.array([[0, 1, 255, 255]], np.uint8)
+    logits = torch.tensor([[3.0, -3.0, 2.0, -2.0]])
+    assert to_mask(logits, strokes, honour_strokes=True).tolist() == [[0, 1, 1, 0]]
+    assert to_mask(logits, strokes, honour_strokes=False).tolist() == [[1, 0, 1, 0]]
+
+
+@pytest.fixture
+def predictor() -> Predictor:
+    config = FinetuneConfig(data=DataConfig(long_side=64))
+    device = torch.device("cpu")
+    return Predictor(config=config, model=RedAsLogits(), device=device, source="a test")
+
+
+def test_probabilities_are_the_sigmoid_and_the_mask_is_their_half(predictor: Predictor):
+    image, strokes = noise(48, 64), blank(48, 64)
+    probabilities = predictor.probabilities(image, strokes)
+    logits = predictor.logits(image, strokes).numpy()
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+    mask = predictor.predict(image, strokes)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, probabilities > 0.5)
+
+
+@pytest.mark.parametrize(
+    ("image", "strokes", "expected"),
+    [
+        (noise(8, 8).astype(np.float32), blank(8, 8), "image: found float32"),
+        (noise(8, 8)[..., 0], blank(8, 8), r"image: found uint8 of shape \(8, 8\)"),
+        (noise(8, 8), blank(8, 9), r"strokes: found uint8 of shape \(8, 9\)"),
+        (noise(8, 8), np.full((8, 8), 2, np.uint8), r"strokes: found the values \[2\]"),
+    ],
+)
+def test_arrays_that_break_the_contract_are_refused(predictor, image, strokes, expected):
+    with pytest.raises(InputError, match=expected) as refused:
+        predictor.predict(image, strokes)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    config = FinetuneConfig(data=DataConfig(long_side=64), model=ModelConfig(width=8, depth=3))
+    torch.manual_seed(0)
+    folder = tmp_path / "checkpoint_0003"
+    folder.mkdir()
+    write_model(folder, config=config, weights=build_model(config.model).state_dict(), metrics={})
+    write_manifest(folder)
+    return folder
+
+
+def test_load_gives_back_the_network_that_was_saved(checkpoint: Path):
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(width=8, depth=3))
+    image, strokes = noise(40, 64), blank(40, 64)
+    predictor = load(checkpoint, device="cpu")
+    assert predictor.source == str(checkpoint)
+    assert not predictor.model.training
+    expected = logits_of(model, image, strokes, long_side=64)
+    assert torch.equal(predictor.logits(image, strokes), expected)
+
+
+def test_load_refuses_what_is_no_checkpoint_and_no_device(checkpoint: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="device is 'banana'"):
+        load(checkpoint, device="banana")
+    with pytest.raises(InputError, match="nowhere"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    images, scribbles, out = (tmp_path / name for name in ("images", "scribbles", "out"))
+    for number, (height, width) in enumerate([(40, 64), (64, 33)]):
+        for folder, pixels in (
+            (images, noise(height, width)),
+            (scribbles, blank(height, width)),
+        ):
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"photo {number}.png")
+    return images, scribbles, out
+
+
+def test_folder_gets_one_mask_per_image(predictor: Predictor, folders):
+    images, scribbles, out = folders
+    steps = list(predict_folder(predictor, images, scribbles, out, probabilities=True))
+    assert [(step.stem, step.done, step.total) for step in steps] == [
+        ("photo 0", 1, 2),
+        ("photo 1", 2, 2),
+    ]
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
+    assert found == [
+        "photo 0.png",
+        "photo 1.png",
+        "probabilities/photo 0.png",
+        "probabilities/photo 1.png",
+    ]
+    assert not [path for path in out.rglob("*") if path.is_file() and path.suffix != ".png"]
+    for stem in ("photo 0", "photo 1"):
+        image = np.array(Image.open(images / f"{stem}.png"))
+        strokes = np.array(Image.open(scribbles / f"{stem}.png"))
+        with Image.open(out / f"{stem}.png") as picture:
+            assert picture.mode == "P"
+            np.testing.assert_array_equal(np.array(picture), predictor.predict(image, strokes))
+        grey = np.array(Image.open(out / "probabilities" / f"{stem}.png"))
+        expected = 255 * predictor.probabilities(image, strokes)
+        np.testing.assert_allclose(grey, expected, atol=0.501)
+
+
+def remove_image(images: Path, scribbles: Path) -> None:
+    (images / "photo 1.png").unlink()
+
+
+def remove_scribbles(images: Path, scribbles: Path) -> None:
+    (scribbles / "photo 1.png").unlink()
+
+
+def truncate_image(images: Path, scribbles: Path) -> None:
+    path = images / "photo 1.png"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def shrink_scribbles(images: Path, scribbles: Path) -> None:
+    Image.fromarray(blank(64, 32)).save(scribbles / "photo 1.png")
+
+
+def recode_scribbles(images: Path, scribbles: Path) -> None:
+    Image.fromarray(np.full((64, 33), 2, np.uint8)).save(scribbles / "photo 1.png")
+
+
+def remove_folder(images: Path, scribbles: Path) -> None:
+    images.rename(images.with_name("elsewhere"))
+
+
+def empty_folder(images: Path, scribbles: Path) -> None:
+    for path in (*images.iterdir(), *scribbles.iterdir()):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        remove_image,
+        remove_scribbles,
+        truncate_image,
+        shrink_scribbles,
+        recode_scribbles,
+        remove_folder,
+        empty_folder,
+    ],
+)
+def test_bad_folders_are_refused_before_anything_is_written(predictor, folders, spoil):
+    images, scribbles, out = folders
+    spoil(images, scribbles)
+    with pytest.raises(InputError) as refused:
+        predict_folder(predictor, images, scribbles, out)
+    assert "\n" not in str(refused.value)
+    assert not out.exists()
+
+
+def test_masks_never_replace_what_is_read(predictor: Predictor, folders):
+    images, scribbles, _ = folders
+    for out in (images, scribbles, images / ".." / "scribbles"):
+        with pytest.raises(InputError, match="another folder"):
+            predict_folder(predictor, images, scribbles, out)
+
+
+def test_predicting_does_not_wait_for_the_augmentation_library():
+    code = "import sys, scribbleseg.predict; print('albumentations' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

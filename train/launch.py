@@ -1,0 +1,253 @@
+"""From a training function to a finished Ray Train job: cluster, resources, folder, exit status.
+
+The facts of a cluster live here and nowhere in `scribbleseg`.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import ray.train
+import ray.train.torch
+import tyro
+
+from scribbleseg.config import config_hash, require, to_dict
+from scribbleseg.errors import DivergedError, InputError
+from scribbleseg.runs import RunFolder
+from train.progress import Watcher, make_board
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """Where and on how much hardware a job runs; it never changes what the job computes."""
+
+    num_workers: int = 1
+    """Training processes; each is one rank of DDP (1 or more)."""
+    gpus_per_worker: int | None = None
+    """GPUs of each worker; None: one where the cluster has any, else none."""
+    cpus_per_worker: int | None = None
+    """CPU cores of each worker, loader processes included; None: as many as fit."""
+    storage: Annotated[str, tyro.conf.arg(aliases=["--storage"])] = "runs"
+    """Folder or URI (s3://, gs://) under which the run's folder is written."""
+    address: str | None = None
+    """Address of a running Ray cluster; None: $RAY_ADDRESS, else Ray is started on this machine."""
+    max_failures: int = 3
+    """How often lost workers are restarted from the last checkpoint before the job fails."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.num_workers >= 1, "launch.num_workers", self.num_workers, "1 or more")
+        require(
+            self.gpus_per_worker is None or self.gpus_per_worker >= 0,
+            "launch.gpus_per_worker",
+            self.gpus_per_worker,
+            "0 or more",
+        )
+        require(
+            self.cpus_per_worker is None or self.cpus_per_worker >= 1,
+            "launch.cpus_per_worker",
+            self.cpus_per_worker,
+            "1 or more",
+        )
+        require(self.max_failures >= 0, "launch.max_failures", self.max_failures, "0 or more")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether Ray will be started on this machine, for this job alone."""
+        return self.address is None and "RAY_ADDRESS" not in os.environ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one worker gets."""
+
+    cpus: int
+    gpus: int
+
+
+def absolute(location: str) -> str:
+    """Return a local path made absolute, because workers start elsewhere; URIs stay as they are."""
+    return location if "://" in location else str(Path(location).expanduser().resolve())
+
+
+def start_ray(launch: LaunchConfig) -> None:
+    """Connect to the cluster, or start Ray on this machine; the settings are those of ray.md."""
+    if ray.is_initialized():
+        return
+    # Ray polls its workers this often; at its default of 2 s every report costs 2 s.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1" if launch.is_local else "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray announces a change of this default at every start; this is the new one.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(address=launch.address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise InputError(
+            f"launch.address is {launch.address!r} (RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}): "
+            f"no Ray cluster answers there ({error}); start one, or leave the address out"
+        ) from None
+
+
+def plan_resources(
+    launch: LaunchConfig, nodes: Sequence[tuple[int, int]], *, can_grow: bool
+) -> Resources:
+    """Return what each worker gets, as much CPU as fits.
+
+    Args:
+        launch: Wishes.
+        nodes: (CPUs, GPUs) of each living node.
+        can_grow: Whether an autoscaler may add nodes, so that too little now is no error.
+
+    Raises:
+        InputError: the workers can never be placed; the message has the numbers.
+    """
+    gpus = launch.gpus_per_worker
+    if gpus is None:
+        gpus = int(any(node_gpus > 0 for _, node_gpus in nodes))
+
+    def places(cpus: int) -> int:
+        return sum(
+            min(node_cpus // cpus, node_gpus // gpus if gpus else node_cpus)
+            for node_cpus, node_gpus in nodes
+        )
+
+    most = launch.cpus_per_worker or max((cpus for cpus, _ in nodes), default=1)
+    least = launch.cpus_per_worker or 1
+    for cpus in range(most, least - 1, -1):
+        if places(cpus) >= launch.num_workers:
+            return Resources(cpus=cpus, gpus=gpus)
+    if can_grow:
+        return Resources(cpus=least, gpus=gpus)
+    raise InputError(
+        f"launch.num_workers is {launch.num_workers}, with {least} CPU and {gpus} GPU each; this "
+        f"cluster has {sum(c for c, _ in nodes)} CPUs and {sum(g for _, g in nodes)} GPUs on "
+        f"{len(nodes)} node(s), room for {places(least)}; ask for fewer"
+    )
+
+
+def launch_job(
+    worker: Callable[[dict[str, Any]], dict[str, str]],
+    payload: dict[str, Any],
+    launch: LaunchConfig,
+    *,
+    name: str,
+) -> None:
+    """Run `worker` on every rank with `payload` and show its progress until it has ended.
+
+    Args:
+        worker: Returns {} when done, or its last words under "input_error" or "diverged": a fault
+            that a restart cannot mend is returned and not raised, so that Ray does not retry it.
+        payload: Plain values; "board" is added to it.
+        launch: Hardware and storage.
+        name: Of the run's folder under the storage.
+
+    Raises:
+        InputError: what the workers found wrong with the input.
+        DivergedError: the loss is no longer a number.
+        RuntimeError: the job failed more often than `launch.max_failures`.
+    """
+    start_ray(launch)
+    resources = plan_resources(
+        launch,
+        [
+            (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
+            for node in ray.nodes()
+            if node["Alive"]
+        ],
+        can_grow=not launch.is_local,
+    )
+    board = make_board()
+    trainer = ray.train.torch.TorchTrainer(
+        worker,
+        train_loop_config=payload | {"board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=launch.num_workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={"CPU": resources.cpus}
+            | ({"GPU": resources.gpus} if resources.gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=launch.storage,
+            failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
+        ),
+    )
+    with Watcher(board):
+        try:
+            outcome: dict[str, str] = trainer.fit().return_value or {}
+        except ray.train.TrainingFailedError as error:
+            raise RuntimeError(_last_words(error)) from error
+    if "input_error" in outcome:
+        raise InputError(outcome["input_error"])
+    if "diverged" in outcome:
+        raise DivergedError(outcome["diverged"])
+
+
+def _last_words(error: ray.train.TrainingFailedError) -> str:
+    """Return the first worker's own error in one line."""
+    failures = getattr(error, "worker_failures", {})
+    first: object = next(iter(failures.values()), error)
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    return f"training failed: {lines[-1] if lines else type(first).__name__}"
+
+
+def choose_run(
+    config: Any, launch: LaunchConfig, *, recipe: str, name: str | None, fresh: bool
+) -> tuple[str, RunFolder]:
+    """Return the name and the folder of the run to start or to continue.
+
+    Raises:
+        InputError: the folder holds a run of another configuration.
+    """
+    wanted = name or f"{recipe}-{config_hash(config)}"
+    run = RunFolder.at(launch.storage, wanted)
+    if fresh:
+        number = 2
+        while run.exists():
+            wanted = f"{wanted.rsplit('--', 1)[0]}--{number}"
+            run = RunFolder.at(launch.storage, wanted)
+            number += 1
+    if run.exists() and run.read_json("run.json").get("config") != to_dict(config):
+        raise InputError(
+            f"{launch.storage}/{wanted}: holds a run with other settings; choose another --name, "
+            "or --fresh to start anew beside it"
+        )
+    return wanted, run
+
+
+def git_commit() -> str | None:
+    """Return the commit that this code stands at, with "+changes" if it was edited; None outside git."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def exit_status(main: Callable[[], None]) -> int:
+    """Run a command and return its exit status: 0 done, 2 the input is wrong, 1 anything else."""
+    try:
+        main()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except (DivergedError, RuntimeError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
+        return 130
+    return 0

@@ -1,0 +1,278 @@
+"""One rank of a fine-tuning run: iterates `fit` and acts on its events.
+
+Rank 0 writes the run folder; every rank reports every epoch to Ray, which hangs otherwise.
+"""
+
+import importlib.metadata
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from scribbleseg import checkpoint as checkpoints
+from scribbleseg.config import FinetuneConfig, config_hash, from_dict, to_dict
+from scribbleseg.device import autocast_dtype
+from scribbleseg.distributed import barrier, broadcast_flag, rank, world_size
+from scribbleseg.errors import DivergedError, InputError
+from scribbleseg.loops.batches import RunData, open_data
+from scribbleseg.loops.segment import EpochDone, SaveDue, StepDone, fit
+from scribbleseg.loops.state import TrainState, init_state
+from scribbleseg.runs import RunFolder
+
+SECONDS_BETWEEN_POSTS = 0.5
+SECONDS_BEFORE_SAVING_AGAIN = 30.0
+VERSIONED = ("scribbleseg", "torch", "ray", "albumentations", "numpy")
+
+logger = logging.getLogger(__name__)
+
+
+def train_worker(payload: dict[str, Any]) -> dict[str, str]:
+    """Train one rank of the run that `payload` describes; see `train.launch.launch_job`.
+
+    Args:
+        payload: "config" (a dictionary), "recipe", "git_commit", "storage", "name", "board".
+    """
+    try:
+        _train(payload)
+    except InputError as error:
+        return {"input_error": str(error)}
+    except DivergedError as error:
+        return {"diverged": str(error)}
+    return {}
+
+
+def _train(payload: dict[str, Any]) -> None:
+    config = from_dict(FinetuneConfig, payload["config"])
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        # Ray sets OMP_NUM_THREADS only where nothing else has; this decides the speed on CPUs.
+        torch.set_num_threads(max(1, int(_assigned_cpus())))
+    precision = autocast_dtype(config.train.precision, device)
+    run = RunFolder.at(payload["storage"], payload["name"])
+    data = open_data(config)
+    state = init_state(config, device, precision)
+    _resume(run, state)
+    plan = data.plan(config)
+    screen = Screen(board=payload["board"], config=config, num_steps=plan.num_steps)
+    screen.say(_headline(config, data, state, run, precision))
+    saved_epoch = run.last()
+    record = RunRecord.start(payload, config, data, run, saved_epoch or 0)
+    for event in fit(state, data, config, device=device, precision=precision):
+        match event:
+            case StepDone():
+                screen.step(event)
+            case SaveDue():
+                final = event.epoch == config.train.epochs
+                if _save(run, state, config, event.epoch, final=final):
+                    saved_epoch = event.epoch
+            case EpochDone():
+                screen.epoch(event)
+                record.epoch(event, state.history)
+                _report(run, event, saved_epoch)
+    record.finish()
+    barrier()
+
+
+def _assigned_cpus() -> float:
+    return ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+
+
+def _resume(run: RunFolder, state: TrainState) -> None:
+    """Put the last whole checkpoint into the state, where there is one."""
+    epoch = run.last()
+    if epoch is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            state.load_dict(checkpoints.read_trainer(run.fetch(epoch, Path(folder) / "resume")))
+
+
+def _save(
+    run: RunFolder, state: TrainState, config: FinetuneConfig, epoch: int, *, final: bool
+) -> bool:
+    """Write a checkpoint from rank 0; return, on every rank, whether it is whole.
+
+    A disk may be full for a while. The last whole checkpoint stays, and the next save is due soon
+    enough; only the final one is tried again here, and ends the run if it cannot be written.
+    """
+    written = True
+    if rank() == 0:
+        for attempts_left in (2, 1, 0) if final else (0,):
+            try:
+                _write(run, state, config, epoch)
+                break
+            except OSError as error:
+                written = False
+                if attempts_left:
+                    time.sleep(SECONDS_BEFORE_SAVING_AGAIN)
+                elif final:
+                    raise
+                logger.warning("checkpoint %d could not be written: %s", epoch, error)
+    return broadcast_flag(written, ray.train.torch.get_device())
+
+
+def _write(run: RunFolder, state: TrainState, config: FinetuneConfig, epoch: int) -> None:
+    """Write one checkpoint, then the record of the best, then remove what is no longer kept."""
+    metrics = state.history[-1] if state.history else {}
+    with run.scratch() as folder:
+        checkpoints.write_model(
+            folder, config=config, weights=state.ema.module.state_dict(), metrics=metrics
+        )
+        checkpoints.write_trainer(folder, state.to_dict())
+        checkpoints.write_manifest(folder)
+        run.save_checkpoint(epoch, folder)
+    if metrics.get("epoch") == epoch:
+        # Without validation the last checkpoint is the best one.
+        metric = "miou" if "miou" in metrics else "epoch"
+        best = run.best()
+        if best is None or metrics[metric] > best["value"]:
+            run.write_best(epoch, metric, metrics[metric])
+    run.prune(config.train.keep)
+
+
+def _report(run: RunFolder, event: EpochDone, saved_epoch: int | None) -> None:
+    """Tell Ray about the epoch; rank 0 points at our own checkpoint, which Ray does not copy."""
+    pointer = None
+    if rank() == 0 and saved_epoch is not None:
+        pointer = ray.train.Checkpoint(run.checkpoint_path(saved_epoch), run.filesystem)
+    ray.train.report(
+        dict(event.metrics),
+        checkpoint=pointer,
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+    )
+
+
+def _headline(
+    config: FinetuneConfig,
+    data: RunData,
+    state: TrainState,
+    run: RunFolder,
+    precision: torch.dtype | None,
+) -> str:
+    """Return what a run is about to do, in one line."""
+    plan = data.plan(config)
+    numbers = sum(parameter.numel() for parameter in state.model.parameters())
+    device = ray.train.torch.get_device()
+    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    resumed = f", going on after step {state.step:,}" if state.step else ""
+    return (
+        f"{run.name}: {config.model.architecture} ({numbers / 1e6:.1f} M parameters) on "
+        f"{len(data.samples)} images, validated on {data.num_validation}; {config.train.epochs} "
+        f"epochs of {plan.steps_per_epoch} steps; {world_size()} worker(s) on {device.type}{threads}, "
+        f"{str(precision or torch.float32).removeprefix('torch.')}{resumed}"
+    )
+
+
+@dataclass(kw_only=True)
+class Screen:
+    """Posts rank 0's progress to the driver's board, not more often than eyes can follow."""
+
+    board: Any
+    config: FinetuneConfig
+    num_steps: int
+    posted: float = 0.0
+    miou: float | None = None
+
+    def say(self, line: str) -> None:
+        """Show a line that stays."""
+        if rank() == 0:
+            self.board.say.remote(line)
+
+    def step(self, event: StepDone) -> None:
+        """Show a step, if the last one shown is old enough."""
+        now = time.monotonic()
+        if rank() != 0 or now - self.posted < SECONDS_BETWEEN_POSTS:
+            return
+        self.posted = now
+        text = f"epoch {event.epoch}/{self.config.train.epochs} loss {event.loss.item():.3f}"
+        if self.miou is not None:
+            text += f" mIoU {self.miou:.3f}"
+        self.board.post.remote(event.step, self.num_steps, text)
+
+    def epoch(self, event: EpochDone) -> None:
+        """Show the figures of an epoch."""
+        row = event.metrics
+        left = (self.config.train.epochs - event.epoch) * row["seconds"]
+        line = f"epoch {event.epoch:>4}/{self.config.train.epochs}  loss {row['loss']:.3f}"
+        if "miou" in row:
+            self.miou = row["miou"]
+            line += (
+                f"  mIoU {row['miou']:.3f}  object {row['object_iou']:.3f}"
+                f"  background {row['background_iou']:.3f}"
+            )
+        self.say(f"{line}  {row['seconds']:.0f} s  about {_duration(left)} left")
+
+
+def _duration(seconds: float) -> str:
+    """Return a time a person can plan with: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """Rank 0's run.json, metrics.jsonl and TensorBoard files; on other ranks it does nothing."""
+
+    run: RunFolder
+    facts: dict[str, Any]
+    writer: SummaryWriter | None
+    began: float
+
+    @staticmethod
+    def start(
+        payload: dict[str, Any], config: FinetuneConfig, data: RunData, run: RunFolder, epoch: int
+    ) -> "RunRecord":
+        """Write run.json as the run begins, or goes on after `epoch`."""
+        before = run.read_json("run.json") or {}
+        facts = {
+            "format": 1,
+            "kind": "segmentation",
+            "recipe": payload["recipe"],
+            "config": to_dict(config),
+            "config_hash": config_hash(config),
+            "git_commit": payload["git_commit"],
+            "data_fingerprint": data.cache.fingerprint,
+            "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+            "seed": config.train.seed,
+            "world_size": world_size(),
+            "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
+            "wall_time": before.get("wall_time", 0.0),
+            "finished": False,
+        }
+        record = RunRecord(
+            run=run, facts=facts, writer=None, began=time.monotonic() - facts["wall_time"]
+        )
+        if rank() == 0:
+            run.write_json("run.json", facts)
+            if run.local_path is not None:
+                folder = run.local_path / "tensorboard"
+                # An epoch that is computed again after a restart replaces the one lost.
+                record.writer = SummaryWriter(str(folder), purge_step=epoch + 1)
+        return record
+
+    def epoch(self, event: EpochDone, history: list[dict[str, float]]) -> None:
+        """Write the metrics of all epochs so far."""
+        if rank() != 0:
+            return
+        self.run.write_metrics(history)
+        self.facts["wall_time"] = time.monotonic() - self.began
+        self.run.write_json("run.json", self.facts)
+        if self.writer is not None:
+            for key, value in event.metrics.items():
+                self.writer.add_scalar(key, value, event.epoch)
+            self.writer.flush()
+
+    def finish(self) -> None:
+        """Mark the run as finished."""
+        if rank() == 0:
+            self.facts |= {"finished": True, "wall_time": time.monotonic() - self.began}
+            self.run.write_json("run.json", self.facts)
+            if self.writer is not None:
+                self.writer.close()
