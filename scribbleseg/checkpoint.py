@@ -165,8 +165,8 @@ def parse_manifest(text: str | bytes, where: str) -> dict[str, FileStamp]:
     tree = parse_json(text, where)
     _require_format(tree, where)
     files = tree.get("files")
-    if not isinstance(files, dict):
-        raise InputError(f"{where}: 'files' is missing, expected a name, size and sha256 per file")
+    if not isinstance(files, dict) or not files:
+        raise InputError(f"{where}: lists no files, expected a name, size and sha256 of each")
     stamps: dict[str, FileStamp] = {}
     for name, entry in cast(dict[str, Any], files).items():
         match entry:
@@ -190,7 +190,7 @@ def verify(folder: Path, *, hashed: Collection[str] | None = None) -> list[str]:
         One line per fault; an empty list means that the checkpoint is whole.
     """
     try:
-        stamps = parse_manifest(_read_small(folder / MANIFEST), str(folder / MANIFEST))
+        stamps = _read_manifest(folder)
     except InputError as error:
         return [str(error)]
     faults: list[str] = []
@@ -405,8 +405,8 @@ def _require_whole(folder: Path, *names: str) -> None:
     if faults:
         raise InputError(f"{faults[0]}; the checkpoint is damaged, fetch or train it again")
     for name in names:
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: holds no {name}; expected a checkpoint that has one")
+        if name not in _read_manifest(folder):
+            raise InputError(f"{folder}: its manifest lists no {name}; expected one that does")
 
 
 def _require_format(tree: Mapping[str, Any], where: str) -> None:
@@ -416,6 +416,11 @@ def _require_format(tree: Mapping[str, Any], where: str) -> None:
             f"{where}: format is {_shown(found)}, expected {FORMAT}; "
             "read it with the scribbleseg version that wrote it"
         )
+
+
+def _read_manifest(folder: Path) -> dict[str, FileStamp]:
+    path = folder / MANIFEST
+    return parse_manifest(_read_small(path), str(path))
 
 
 def _read_small(path: Path) -> bytes:

@@ -318,8 +318,8 @@ def parse_arguments(
     kind: Any,
     arguments: Sequence[str],
     *,
-    default: Any,
     prog: str,
+    default: Any = None,
     flags_take_values: bool = False,
 ) -> Any:
     """Read command-line arguments into `kind` with tyro; `--help` prints and exits 0.
@@ -327,18 +327,20 @@ def parse_arguments(
     Args:
         kind: A dataclass.
         arguments: What stands on the command line.
-        default: An instance of it, whose values hold where the arguments say nothing.
         prog: The command, for `--help`.
+        default: An instance of it, whose values hold where the arguments say nothing; None: those
+            of the dataclass.
         flags_take_values: Whether booleans are written `--key=True`, or `--key` and `--no-key`.
 
     Raises:
         InputError: the arguments do not fit; tyro's boxed report is turned into one line.
     """
     markers = (tyro.conf.FlagConversionOff,) if flags_take_values else ()
+    given = {} if default is None else {"default": default}
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
-            return tyro.cli(kind, args=list(arguments), prog=prog, default=default, config=markers)
+            return tyro.cli(kind, args=list(arguments), prog=prog, config=markers, **given)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

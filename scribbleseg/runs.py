@@ -80,7 +80,9 @@ class RunFolder:
             return RunFolder(filesystem=LocalFileSystem(), path=path)
         try:
             filesystem, path = FileSystem.from_uri(uri)
-        except (ValueError, OSError) as error:
+            if not path:
+                raise ValueError("it names no bucket")
+        except (ValueError, OSError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"{uri}: not a storage that can be reached ({reason}); "
@@ -409,7 +411,7 @@ def _move_into_place(folder: Path, target: Path) -> None:
             os.replace(target, outgoing)
         os.replace(incoming, target)
     except OSError:
-        if outgoing.exists():
+        if outgoing.exists() and not target.exists():
             os.replace(outgoing, target)
         shutil.rmtree(incoming, ignore_errors=True)
         raise

@@ -1,8 +1,12 @@
 """Fixtures shared by all tests."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "shared" / "data" / "scribble-voc"
 
@@ -13,3 +17,45 @@ def benchmark() -> Path:
     if not BENCHMARK.is_dir():
         pytest.skip("the benchmark (../shared/data/scribble-voc) is not on this machine")
     return BENCHMARK
+
+
+def write_scenes(root: Path, split: str, count: int, *, seed: int = 0, masks: bool = True) -> None:
+    """Write `count` small samples: a bright ellipse on a dark ground, with two strokes."""
+    generator = np.random.default_rng(seed)
+    for kind in ("images", "scribbles", *(("ground_truth",) if masks else ())):
+        (root / split / kind).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        height, width = (60, 80) if number % 2 else (80, 60)
+        rows, columns = np.mgrid[:height, :width]
+        y, x = generator.uniform(0.35, 0.65, 2) * (height, width)
+        a, b = generator.uniform(0.15, 0.3, 2) * (height, width)
+        mask = (((rows - y) / a) ** 2 + ((columns - x) / b) ** 2 < 1).astype(np.uint8)
+        image = generator.integers(0, 90, (height, width, 3)) + 120 * mask[..., None]
+        strokes = np.full((height, width), 255, np.uint8)
+        strokes[int(y), int(x - b / 2) : int(x + b / 2)] = 1
+        strokes[2:4, 5:-5] = 0
+        stem = f"scene_{seed}_{number:03d}"
+        Image.fromarray(image.astype(np.uint8)).save(root / split / "images" / f"{stem}.png")
+        Image.fromarray(strokes).save(root / split / "scribbles" / f"{stem}.png")
+        if masks:
+            Image.fromarray(mask).save(root / split / "ground_truth" / f"{stem}.png")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that keeps the data contract: 14 samples in train, 4 in test."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_scenes(root, "train", 14)
+    write_scenes(root, "test", 4, seed=1)
+    return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep decoded images out of the user's cache."""
+    before = os.environ.get("SCRIBBLESEG_CACHE")
+    os.environ["SCRIBBLESEG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("SCRIBBLESEG_CACHE")
+    if before is not None:
+        os.environ["SCRIBBLESEG_CACHE"] = before

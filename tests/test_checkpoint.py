@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -83,10 +84,16 @@ def one_line(call: Callable[[], object]) -> str:
     return message
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint, to be copied."""
+    return write_whole(tmp_path_factory.mktemp("template") / "checkpoint")
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(template: Path, tmp_path: Path) -> Path:
     """A whole checkpoint."""
-    return write_whole(tmp_path / "checkpoint_0001")
+    return shutil.copytree(template, tmp_path / "checkpoint_0001")
 
 
 @pytest.fixture
@@ -213,7 +220,8 @@ def test_a_checkpoint_without_training_state_predicts_but_does_not_resume(tmp_pa
     write_model(tmp_path, config=CONFIG, weights={}, metrics={})
     write_manifest(tmp_path)
     assert read_model(tmp_path).config == CONFIG
-    assert "holds no trainer.pt" in one_line(lambda: read_trainer(tmp_path))
+    (tmp_path / "trainer.pt").write_bytes(b"put there by somebody")
+    assert "lists no trainer.pt" in one_line(lambda: read_trainer(tmp_path))
 
 
 def test_what_is_no_checkpoint_folder_is_named(tmp_path: Path) -> None:
@@ -418,6 +426,7 @@ ENTRY = {"size": 1, "sha256": "0" * 64}
         {"files": {}},
         {"format": 1},
         {"format": 1, "files": [1]},
+        {"format": 1, "files": {}},
         manifest(a=1),
         manifest(a={"size": "1", "sha256": ""}),
         manifest(a={"size": 1}),

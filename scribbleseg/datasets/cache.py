@@ -1,20 +1,19 @@
 """Decoded scenes in one memory-mapped file, so that no epoch decodes an image twice.
 
-Two files per data set: `KEY.u8` holds the pixels of every scene one after another, `KEY.json` says
-where each begins. The key covers paths, sizes and modification times, so changed data get a cache of
-their own and a stale one is simply never opened again. Loader processes of one node share the pages.
+Two files per set of scenes: KEY.u8 holds the pixels of all scenes, one after another, and KEY.json
+says where each begins. The key covers paths, sizes and modification times, so changed data get
+another cache; the old one is never opened again. Processes on one node share the pages in memory.
 """
 
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -26,12 +25,11 @@ from scribbleseg.errors import InputError
 FORMAT = 1
 ALIGNMENT = 16
 NUM_THREADS = 4
-
-Layer = Literal["image", "scribbles", "mask"]
+SCENES_AHEAD = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedScene:
+class CacheEntry:
     """Where one scene lies in the data file."""
 
     stem: str
@@ -41,57 +39,54 @@ class CachedScene:
     width: int
     """Columns, in pixels."""
     image: int
-    """Offset of the image, in bytes."""
+    """Where the image begins, in bytes."""
     scribbles: int
-    """Offset of the scribbles, in bytes."""
+    """Where the scribbles begin, in bytes."""
     mask: int | None
-    """Offset of the mask, in bytes; None: the sample has no mask."""
+    """Where the mask begins, in bytes; None: the sample has no mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneCache:
-    """Decoded scenes, read through a memory map.
-
-    Picklable: another process maps the same file anew.
-    """
+    """Decoded scenes behind a memory map; picklable: another process maps the file anew."""
 
     path: Path
     """The data file."""
     fingerprint: str
-    """sha256 over (stem, content) of all source files; the same on every machine and path."""
-    entries: tuple[CachedScene, ...] = field(repr=False)
-    """One entry per scene, in the order the scenes were given."""
+    """sha256 over stems and contents of all source files; the same on every machine and path."""
+    entries: tuple[CacheEntry, ...] = field(repr=False)
+    """One per scene, in the order asked for."""
 
     @staticmethod
-    def open(scenes: Sequence[ScenePaths], folder: str | Path | None = None) -> "SceneCache":
-        """Map the cache of `scenes`; build it first if this machine has none.
+    def open(scenes: Sequence[ScenePaths], folder: str | Path | None) -> "SceneCache":
+        """Return the cache of these scenes; the first process to ask builds it, others wait.
+
+        The file does not depend on the order of the scenes: all folds of a data set share one.
 
         Args:
-            scenes: the samples, in the order in which the cache will hold them.
-            folder: where caches live; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg.
+            scenes: The samples, in the order in which the cache will give them.
+            folder: Where caches are kept; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg.
 
         Raises:
-            InputError: a source file that cannot be used (see `read_scene`), or a folder that cannot
-                be written (permissions, full disk).
+            InputError: No scenes; a file that does not keep the data contract (see `read_scene`);
+                a folder that cannot be written (permissions, full disk).
         """
+        if not scenes:
+            raise InputError("no scenes to cache; expected at least one sample")
         if folder is None:
             folder = os.environ.get("SCRIBBLESEG_CACHE") or Path.home() / ".cache" / "scribbleseg"
         folder = Path(folder)
-        path = folder / f"{_key(scenes)}.u8"
-        # A whole cache is opened without the lock: its folder may be read-only.
-        cache = _open_existing(path)
-        if cache is not None:
-            return cache
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
-                # Another process may have built it while this one waited for the lock.
-                return _open_existing(path) or _build(scenes, path)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: the cache of decoded images cannot be written ({error.strerror or error}); "
-                "free space there, or choose another folder with --data.cache-dir"
-            ) from error
+        in_file_order = sorted(range(len(scenes)), key=lambda i: str(scenes[i].image))
+        stored = [scenes[i] for i in in_file_order]
+        path = folder / f"{_key(stored)}.u8"
+        # A whole cache is opened without the lock: the folder may be read-only.
+        cache = _open_whole(path) or _build_locked(stored, path)
+        entries = dict(zip(in_file_order, cache.entries, strict=True))
+        return SceneCache(
+            path=path,
+            fingerprint=cache.fingerprint,
+            entries=tuple(entries[i] for i in range(len(scenes))),
+        )
 
     @property
     def stems(self) -> list[str]:
@@ -102,7 +97,7 @@ class SceneCache:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Scene:
-        """Return one scene; its arrays are read-only views into the map."""
+        """Return one scene; its arrays are read-only views of the map."""
         entry = self.entries[index]
         size = (entry.height, entry.width)
         return Scene(
@@ -113,112 +108,117 @@ class SceneCache:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # The map is left behind: pickling it would copy the whole data set.
-        return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
+        # Without the map: pickling it would copy every pixel.
+        return {name: value for name, value in self.__dict__.items() if name != "_pixels"}
 
     @cached_property
-    def _bytes(self) -> UInt8[np.ndarray, "n"]:
-        """The memory map."""
+    def _pixels(self) -> UInt8[np.ndarray, " n"]:
         return np.memmap(self.path, dtype=np.uint8, mode="r")
 
-    def _view(self, offset: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
-        """Return a plain array over the map's pages."""
-        count = int(np.prod(shape))
-        return np.asarray(self._bytes[offset : offset + count]).reshape(shape)
+    def _view(self, offset: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w *c"]:
+        return np.ndarray(shape, np.uint8, buffer=self._pixels, offset=offset)
 
 
 def _key(scenes: Sequence[ScenePaths]) -> str:
-    """Name the cache after the paths, sizes and modification times of all source files."""
+    """Name a cache after paths, sizes and modification times of all source files."""
     digest = hashlib.sha256(f"format {FORMAT}".encode())
     for scene in scenes:
         for path in _files(scene):
             status = path.stat()
-            line = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            line = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
 def _files(scene: ScenePaths) -> list[Path]:
-    """Return the files of one sample."""
+    """Return the files of a sample."""
     paths = (scene.image, scene.scribbles, scene.ground_truth)
     return [path for path in paths if path is not None]
 
 
-def _open_existing(path: Path) -> SceneCache | None:
-    """Return the cache at `path`, or None where there is none or it is not whole."""
+def _open_whole(path: Path) -> SceneCache | None:
+    """Return the cache in a file, or None where there is none or it is not whole."""
     try:
         index = json.loads(path.with_suffix(".json").read_text())
         if path.stat().st_size != index["num_bytes"]:
             return None
-        return SceneCache(
-            path=path,
-            fingerprint=index["fingerprint"],
-            entries=tuple(CachedScene(**entry) for entry in index["entries"]),
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        entries = tuple(CacheEntry(**entry) for entry in index["entries"])
+        return SceneCache(path=path, fingerprint=index["fingerprint"], entries=entries)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _build(scenes: Sequence[ScenePaths], path: Path) -> SceneCache:
-    """Decode every scene into the data file, then write the index that makes it count."""
-    entries: list[dict[str, Any]] = []
-    digests: list[tuple[str, str]] = []
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
+def _build_locked(scenes: Sequence[ScenePaths], path: Path) -> SceneCache:
+    """Build a cache unless another process has just done so."""
     try:
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            return _open_whole(path) or _build(scenes, path)
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: the decoded images cannot be cached here "
+            f"({(error.strerror or str(error)).lower()}); make room, or choose another folder with "
+            "--data.cache-dir"
+        ) from error
+
+
+def _build(scenes: Sequence[ScenePaths], path: Path) -> SceneCache:
+    """Decode all scenes into the data file, then write the index that makes it count."""
+    entries: list[CacheEntry] = []
+    digests: list[tuple[str, str]] = []
+    # One fixed name: the lock is held, and what a killed process left is overwritten.
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
             for scene, digest in _decode(scenes):
                 entries.append(_append(file, scene))
                 digests.append((scene.stem, digest))
             num_bytes = file.tell()
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    fingerprint = hashlib.sha256(json.dumps(sorted(digests)).encode()).hexdigest()
-    index = {"num_bytes": num_bytes, "fingerprint": fingerprint, "entries": entries}
-    _write_text(path.with_suffix(".json"), json.dumps(index))
-    cache = _open_existing(path)
-    assert cache is not None
-    return cache
+        os.replace(partial, path)
+        fingerprint = hashlib.sha256(json.dumps(sorted(digests)).encode()).hexdigest()
+        index = {
+            "num_bytes": num_bytes,
+            "fingerprint": fingerprint,
+            "entries": [asdict(entry) for entry in entries],
+        }
+        partial.write_text(json.dumps(index))
+        os.replace(partial, path.with_suffix(".json"))
+    finally:
+        partial.unlink(missing_ok=True)
+    return SceneCache(path=path, fingerprint=fingerprint, entries=tuple(entries))
 
 
 def _decode(scenes: Sequence[ScenePaths]) -> Iterator[tuple[Scene, str]]:
-    """Yield every scene, decoded, with the digest of its files; in order, a few threads ahead."""
-    batch = 8 * NUM_THREADS
+    """Yield each scene, decoded, and the digest of its files; in order."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        # In batches, so that decoded images do not pile up when the disk is slower than the threads.
-        for start in range(0, len(scenes), batch):
-            yield from pool.map(_read, scenes[start : start + batch])
+        # In rounds, so that decoded scenes do not pile up in memory where the disk is slow.
+        for start in range(0, len(scenes), SCENES_AHEAD):
+            yield from pool.map(_read, scenes[start : start + SCENES_AHEAD])
 
 
 def _read(paths: ScenePaths) -> tuple[Scene, str]:
-    """Decode one scene and hash its files."""
-    digest = hashlib.sha256()
-    for path in _files(paths):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return read_scene(paths), digest.hexdigest()
+    """Decode a scene and hash its files."""
+    scene = read_scene(paths)
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(paths)]
+    return scene, " ".join(hashes)
 
 
-def _append(file: BinaryIO, scene: Scene) -> dict[str, Any]:
-    """Write the layers of one scene at aligned offsets; return its index entry."""
+def _append(file: BinaryIO, scene: Scene) -> CacheEntry:
+    """Write the pixels of a scene."""
     height, width = scene.scribbles.shape
-    entry: dict[str, Any] = {"stem": scene.stem, "height": height, "width": width, "mask": None}
-    layers = {"image": scene.image, "scribbles": scene.scribbles, "mask": scene.mask}
-    for name, pixels in layers.items():
-        if pixels is not None:
-            file.write(bytes(-file.tell() % ALIGNMENT))
-            entry[name] = file.tell()
-            file.write(np.ascontiguousarray(pixels).tobytes())
-    return entry
+    return CacheEntry(
+        stem=scene.stem,
+        height=height,
+        width=width,
+        image=_write_aligned(file, scene.image),
+        scribbles=_write_aligned(file, scene.scribbles),
+        mask=None if scene.mask is None else _write_aligned(file, scene.mask),
+    )
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def _write_aligned(file: BinaryIO, pixels: UInt8[np.ndarray, "h w *c"]) -> int:
+    """Write pixels at the next aligned position of a file; return the position."""
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    offset = file.tell()
+    file.write(pixels.tobytes())
+    return offset

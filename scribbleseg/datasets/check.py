@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image
 
 from scribbleseg.datasets.files import write_picture
@@ -59,7 +60,7 @@ class SceneFacts:
     """Share of object among the mask's pixels that are not ignored; None without a mask."""
     stroke_shares: tuple[float, float]
     """Share of the image under object strokes and under background strokes."""
-    num_strokes: tuple[float, float]
+    num_strokes: tuple[int, int]
     """Number of object strokes and of background strokes (8-connected)."""
 
 
@@ -200,14 +201,12 @@ def measure(scene: Scene) -> SceneFacts:
         object_share = float(np.count_nonzero(scene.mask == OBJECT) / max(num_known, 1))
     strokes = [scene.scribbles == value for value in (OBJECT, BACKGROUND)]
     shares = [float(each.mean()) for each in strokes]
-    # OpenCV counts what is no stroke as a component of its own.
-    numbers = [cv2.connectedComponents(each.view(np.uint8))[0] - 1.0 for each in strokes]
     return SceneFacts(
         width=width,
         height=height,
         object_share=object_share,
         stroke_shares=(shares[0], shares[1]),
-        num_strokes=(numbers[0], numbers[1]),
+        num_strokes=(_num_parts(strokes[0]), _num_parts(strokes[1])),
     )
 
 
@@ -374,7 +373,16 @@ def _summary(name: str, samples: Sequence[_Sample], facts: Sequence[SceneFacts])
     )
 
 
-def _mean_pair(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def _num_parts(region: Bool[np.ndarray, "h w"]) -> int:
+    """Return the number of 8-connected parts."""
+    num_components, _ = cv2.connectedComponents(region.view(np.uint8))
+    # OpenCV counts what is outside as a component of its own.
+    return num_components - 1
+
+
+def _mean_pair(
+    pairs: Sequence[tuple[float, float]] | Sequence[tuple[int, int]],
+) -> tuple[float, float]:
     """Return the mean of each place; zeros where there is nothing."""
     first, second = np.mean(pairs, axis=0).tolist() if pairs else (0.0, 0.0)
     return first, second

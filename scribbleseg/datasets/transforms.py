@@ -1,15 +1,23 @@
-"""Training samples: joint augmentation of image, strokes and mask, with one strength.
+"""Training samples: image, strokes and mask augmented together, by one strength.
 
-The only module that knows albumentations (2.0.8, pinned). Geometry is ours, because strokes have to
-be dilated between the crop and its resize by an amount that depends on the crop; it comes first, so
-that colours are changed on the small picture. Every draw comes from the generator that is passed in.
+The only module that knows albumentations (2.0.8, pinned: the MIT package is no longer maintained).
+Geometry is our own few lines, because strokes are dilated between the crop and its resize by an
+amount that depends on the crop; it comes first, so that colours change on the small picture.
+
+Randomness is a function: `generator(seed, epoch, sample)` feeds every draw of a sample, whichever
+process makes it. albumentations keeps random states of its own, which loader workers would repeat
+in every epoch; `Augmentation` replaces them before each call.
 """
+
+# albumentations, OpenCV and NumPy's interop with torch are typed in part only.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import os
 import random
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -20,28 +28,27 @@ from torch.utils.data import Dataset
 
 from scribbleseg.config import AugmentConfig, Encoding, StrokesConfig
 from scribbleseg.datasets.cache import SceneCache
+from scribbleseg.errors import InputError
 from scribbleseg.scribbles.encode import UNLABELLED, dilate, encode, survive_radius
 from scribbleseg.scribbles.simulate import simulate
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Box = tuple[int, int, int, int]
-
 
 def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
-    """Return the generator of one sample in one epoch; no two of them share a stream."""
+    """Return the source of every draw of one sample in one epoch; no two share a stream."""
     return np.random.default_rng(np.random.SeedSequence([seed, epoch, sample]))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop, flips and colours, all scaled by one strength."""
+    """Random resized crop, flips, and changes of colour and texture."""
 
     crop_size: int
-    """Side of the square that comes out, in network pixels."""
+    """Side of the squares that come out, in network pixels."""
     strength: float
-    """0: the whole image fitted into the square, nothing random; 1: the 2025 report's; at most 2."""
+    """Scales every range and probability, in [0, 2]: 0 = nothing random, 1 = the 2025 report's."""
 
     def __call__(
         self,
@@ -52,137 +59,42 @@ class Augmentation:
     ) -> tuple[
         UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s"], UInt8[np.ndarray, "s s"] | None
     ]:
-        """Augment one sample.
+        """Augment one sample; the geometry is the same for all three.
+
+        Strength 0 fits the whole image into the square; what is left of the square is black, its
+        strokes unlabelled, its mask ignored.
 
         Args:
             image: RGB.
             scribbles: 0 background, 1 object, 255 unlabelled.
             mask: 0 background, 1 object, 255 ignore; None where there is none.
-            generator: every draw comes from it.
+            generator: Every draw comes from it.
 
         Returns:
-            Image, strokes and mask as squares of `crop_size`; pixels from outside the image are
-            black, 255 and 255. Strokes are dilated as far as the down-scaling asks.
+            Image, strokes and mask of side s = `crop_size`, coded as they came; strokes are dilated
+            as far as they need to survive the down-scaling.
         """
-        size = self.crop_size
+        height, width = scribbles.shape
         if self.strength == 0:
-            return (
-                _fit(image, size, 0),
-                _fit(dilate(scribbles, survive_radius(size / max(scribbles.shape))), size, 255),
-                None if mask is None else _fit(mask, size, 255),
-            )
-        box = _draw_crop(scribbles.shape, self.strength, generator)
-        mirror = generator.random() < 0.5 * min(self.strength, 1)
-        upend = generator.random() < 0.1 * self.strength
-        strokes = _crop(scribbles, box)
-        strokes = dilate(strokes, survive_radius(size / max(strokes.shape)))
-        image = _flip(_resize_image(_crop(image, box), size, size), mirror, upend)
-        strokes = _flip(_resize_labels(strokes, size, size), mirror, upend)
+            view = _View(top=0, left=0, height=height, width=width)
+            size = fitted_size(height, width, self.crop_size)
+        else:
+            view = _draw_view(height, width, self.strength, generator)
+            size = (self.crop_size, self.crop_size)
+        image = _pad(_resize_image(view.of(image), *size), self.crop_size, 0)
+        strokes = _pad(_shrink_strokes(view.of(scribbles), *size), self.crop_size, UNLABELLED)
         if mask is not None:
-            mask = _flip(_resize_labels(_crop(mask, box), size, size), mirror, upend)
-        return self._recolour(image, generator), strokes, mask
+            mask = _pad(_resize_labels(view.of(mask), *size), self.crop_size, UNLABELLED)
+        if self.strength > 0:
+            self._texture.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+            image = self._texture(image=image)["image"]
+        return image, strokes, mask
 
     @cached_property
-    def _colours(self) -> Any:
-        return _colour_pipeline(self.strength)
-
-    def _recolour(
-        self, image: UInt8[np.ndarray, "s s 3"], generator: np.random.Generator
-    ) -> UInt8[np.ndarray, "s s 3"]:
-        self._colours.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        return self._colours(image=image)["image"]
-
-
-def _colour_pipeline(strength: float) -> Any:
-    A = _albumentations()
-    s = strength
-
-    def p(base: float) -> float:
-        return min(1.0, base * s)
-
-    return A.Compose(
-        [
-            A.ColorJitter(
-                brightness=0.4 * s, contrast=0.4 * s, saturation=0.4 * s, hue=min(0.5, 0.1 * s), p=p(0.8)
-            ),
-            A.ToGray(p=p(0.1)),
-            A.OneOf(
-                [
-                    A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 0.1 + 1.4 * s)),
-                    A.Sharpen(alpha=(0.0, min(1.0, 0.4 * s)), lightness=(1.0, 1.0)),
-                ],
-                p=p(0.3),
-            ),
-            A.GaussNoise(std_range=(0.0, 0.05 * s), p=p(0.2)),
-            A.CoarseDropout(
-                num_holes_range=(1, 3),
-                hole_height_range=(0.05, 0.05 + 0.1 * s),
-                hole_width_range=(0.05, 0.05 + 0.1 * s),
-                p=p(0.2),
-            ),
-        ]
-    )
-
-
-def _albumentations() -> Any:
-    before = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    try:
-        import albumentations
-    finally:
-        if before is None:
-            del os.environ["NO_ALBUMENTATIONS_UPDATE"]
-        else:
-            os.environ["NO_ALBUMENTATIONS_UPDATE"] = before
-    return albumentations
-
-
-def _draw_crop(shape: tuple[int, int], strength: float, generator: np.random.Generator) -> Box:
-    """Draw a window inside the image: top, left, height, width."""
-    height, width = shape
-    area = generator.uniform(0.25**strength, 1) * height * width
-    widest = (4 / 3) ** strength
-    ratio = np.exp(generator.uniform(-1, 1) * np.log(widest))
-    w, h = min(np.sqrt(area * ratio), width), min(np.sqrt(area / ratio), height)
-    w, h = min(w, h * widest), min(h, w * widest)
-    w, h = max(1, round(w)), max(1, round(h))
-    top = int(generator.integers(height - h + 1))
-    left = int(generator.integers(width - w + 1))
-    return top, left, h, w
-
-
-def _crop(pixels: np.ndarray, box: Box) -> np.ndarray:
-    top, left, height, width = box
-    return pixels[top : top + height, left : left + width]
-
-
-def _flip(pixels: np.ndarray, mirror: bool, upend: bool) -> np.ndarray:
-    return np.ascontiguousarray(pixels[:: -1 if upend else 1, :: -1 if mirror else 1])
-
-
-def _resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    return cv2.resize(
-        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
-
-
-def _resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-
-
-def _fitted_size(shape: tuple[int, ...], long_side: int) -> tuple[int, int]:
-    scale = long_side / max(shape[:2])
-    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
-
-
-def _fit(pixels: np.ndarray, size: int, fill: int) -> np.ndarray:
-    height, width = _fitted_size(pixels.shape, size)
-    resize = _resize_image if pixels.ndim == 3 else _resize_labels
-    square = np.full((size, size, *pixels.shape[2:]), fill, np.uint8)
-    top, left = (size - height) // 2, (size - width) // 2
-    square[top : top + height, left : left + width] = resize(pixels, height, width)
-    return square
+    def _texture(self) -> Any:
+        # Built where it is first used, in the loader's worker: importing albumentations takes a
+        # second, and a process that only predicts never does.
+        return _texture_pipeline(self.strength)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,52 +102,78 @@ class TrainSamples(Dataset[dict[str, Any]]):
     """Augmented training samples; every draw is a function of (seed, epoch, sample)."""
 
     cache: SceneCache
+    """Decoded scenes."""
     indices: list[int]
+    """Positions in the cache of the scenes to train on."""
     crop_size: int
+    """Side of a sample, in network pixels."""
     strokes: StrokesConfig
+    """Encoding and simulation of strokes."""
     augment: AugmentConfig
+    """Augmentation."""
     seed: int
+    """First part of the key of every draw."""
     supervision: Literal["mask", "strokes"] = "mask"
+    """What the target is: the mask, or the scene's own strokes (nothing is simulated then)."""
 
-    @cached_property
-    def _augmentation(self) -> Augmentation:
-        return Augmentation(self.crop_size, self.augment.strength)
+    def __post_init__(self) -> None:
+        """Check that there is a target for every sample."""
+        bare = [entry.stem for entry in self._entries if entry.mask is None]
+        if self.supervision == "mask" and bare:
+            raise InputError(
+                f"ground_truth: {len(bare)} of {len(self)} training samples have no mask (first: "
+                f"{bare[0]}); add them, or train on strokes alone with --loss.supervision strokes"
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Return one sample.
+
+        Args:
+            key: Epoch, and position in `indices`.
+
+        Returns:
+            "image": uint8 (3, s, s), RGB; "strokes": uint8 (2, s, s), see `encode`; "mask": uint8
+            (s, s), 0 background, 1 object, 255 ignore; "stem".
+        """
         epoch, sample = key
-        rng = generator(self.seed, epoch, sample)
+        draws = generator(self.seed, epoch, sample)
         scene = self.cache[self.indices[sample]]
-        scribbles, target = scene.scribbles, scene.mask
+        scribbles, mask = scene.scribbles, scene.mask
         if self.supervision == "strokes":
-            target = scene.scribbles
-        elif rng.random() < self.strokes.simulate_probability:
-            assert target is not None
+            mask = scene.scribbles
+        elif mask is not None and draws.random() < self.strokes.simulate_probability:
             scribbles = simulate(
-                target,
-                rng,
+                mask,
+                draws,
                 style=self.strokes.style,
                 width=self.strokes.width,
                 length=self.strokes.length,
                 count=self.strokes.count,
                 misplaced=self.strokes.misplaced,
             )
-        image, scribbles, target = self._augmentation(scene.image, scribbles, target, rng)
-        assert target is not None
+        image, scribbles, mask = self._augmentation(scene.image, scribbles, mask, draws)
+        encoded = encode(scribbles, self.strokes.encoding, self.strokes.radius)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "strokes": torch.from_numpy(
-                encode(scribbles, self.strokes.encoding, self.strokes.radius)
-            ),
-            "mask": torch.from_numpy(target),
+            "strokes": torch.from_numpy(encoded),
+            "mask": torch.from_numpy(mask),
             "stem": scene.stem,
         }
 
+    @property
+    def _entries(self) -> list[Any]:
+        return [self.cache.entries[index] for index in self.indices]
+
+    @cached_property
+    def _augmentation(self) -> Augmentation:
+        return Augmentation(self.crop_size, self.augment.strength)
+
 
 def worker_init(worker: int) -> None:
-    """Keep OpenCV to one thread in a loader process; its own threads would fight the loader's."""
+    """Keep OpenCV in a loader worker to one thread: its own threads would fight the loader's."""
     cv2.setNumThreads(0)
 
 
@@ -247,30 +185,166 @@ def to_network(
     encoding: Encoding,
     radius: int,
 ) -> tuple[UInt8[Tensor, "1 3 h2 w2"], UInt8[Tensor, "1 2 h2 w2"]]:
-    """Bring one image and its strokes to the network's scale, for prediction.
+    """Bring an image and its strokes to the network's scale, for prediction.
 
     Args:
         image: RGB.
         scribbles: 0 background, 1 object, 255 unlabelled.
-        long_side: longer side of the result, in network pixels.
-        encoding: see `encode`.
-        radius: see `encode`.
+        long_side: Longer side of what comes out, in network pixels.
+        encoding: See `encode`.
+        radius: See `encode`.
 
     Returns:
-        The image (see `normalise`) and the encoded strokes (divide by 255).
+        The image (to be `normalise`d), and the encoded strokes (to be divided by 255).
     """
-    height, width = _fitted_size(scribbles.shape, long_side)
-    grown = dilate(scribbles, survive_radius(min(height / scribbles.shape[0], width / scribbles.shape[1])))
-    strokes = encode(_resize_labels(grown, height, width), encoding, radius)
-    small = _resize_image(image, height, width)
-    return (
-        torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))[None],
-        torch.from_numpy(strokes)[None],
-    )
+    height, width = scribbles.shape
+    size = fitted_size(height, width, long_side)
+    pixels = np.ascontiguousarray(_resize_image(image, *size).transpose(2, 0, 1))
+    encoded = encode(_shrink_strokes(scribbles, *size), encoding, radius)
+    return torch.from_numpy(pixels)[None], torch.from_numpy(encoded)[None]
 
 
 def normalise(images: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b 3 h w"]:
-    """Scale pixels to ImageNet's mean 0 and standard deviation 1, on the tensor's own device."""
+    """Turn RGB bytes into the network's input: ImageNet's mean is 0, its deviation 1."""
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
-    return (images.float() / 255 - mean) / std
+    deviation = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    return images.float().div_(255).sub_(mean).div_(deviation)
+
+
+def fitted_size(height: int, width: int, long_side: int) -> tuple[int, int]:
+    """Return height and width scaled so that the longer one is `long_side`; at least 1."""
+    scale = long_side / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """A window of the image, as it is cut out and flipped."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool = False
+    upended: bool = False
+
+    def of(self, pixels: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h2 w2 *c"]:
+        """Return the view of an array, without a copy."""
+        window = pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+        return window[:: -1 if self.upended else 1, :: -1 if self.mirrored else 1]
+
+
+def _draw_view(height: int, width: int, strength: float, generator: np.random.Generator) -> _View:
+    """Draw a crop and its flips.
+
+    At strength 1 the crop has 25 to 100 % of the image's area and sides of 3:4 to 4:3; half of the
+    crops are mirrored and one in ten stands on its head (photographs are upright, so that is rare).
+    A crop that is too long for the image is cut, not drawn again.
+    """
+    area = height * width * generator.uniform(0.25**strength, 1)
+    widest = (4 / 3) ** strength
+    ratio = widest ** generator.uniform(-1, 1)
+    crop_height, crop_width = min(height, (area / ratio) ** 0.5), min(width, (area * ratio) ** 0.5)
+    crop_height = max(1, round(min(crop_height, crop_width * widest)))
+    crop_width = max(1, round(min(crop_width, crop_height * widest)))
+    return _View(
+        top=int(generator.integers(height - crop_height + 1)),
+        left=int(generator.integers(width - crop_width + 1)),
+        height=crop_height,
+        width=crop_width,
+        mirrored=bool(generator.random() < min(0.5, 0.5 * strength)),
+        upended=bool(generator.random() < 0.1 * strength),
+    )
+
+
+def _texture_pipeline(strength: float) -> Any:
+    """Return the albumentations pipeline that changes colour and texture of a uint8 image."""
+    albumentations = _import_albumentations()
+
+    def chance(probability: float) -> float:
+        return min(1.0, probability * strength)
+
+    return albumentations.Compose(
+        [
+            albumentations.ColorJitter(
+                brightness=0.4 * strength,
+                contrast=0.4 * strength,
+                saturation=0.4 * strength,
+                hue=0.1 * strength,
+                p=chance(0.8),
+            ),
+            albumentations.ToGray(p=chance(0.1)),
+            albumentations.GaussianBlur(
+                blur_limit=0, sigma_limit=(0.1, 0.1 + 1.4 * strength), p=chance(0.2)
+            ),
+            albumentations.Sharpen(
+                alpha=(0.0, 0.4 * strength), lightness=(1.0, 1.0), p=chance(0.1)
+            ),
+            albumentations.GaussNoise(std_range=(0.0, 0.05 * strength), p=chance(0.2)),
+            # Erases the picture only: strokes and mask stay, so that what is hidden is inferred.
+            albumentations.CoarseDropout(
+                num_holes_range=(1, 3),
+                hole_height_range=(0.05, 0.05 + 0.15 * strength),
+                hole_width_range=(0.05, 0.05 + 0.15 * strength),
+                fill="random_uniform",
+                p=chance(0.2),
+            ),
+        ]
+    )
+
+
+def _import_albumentations() -> Any:
+    """Import albumentations without its question to the network whether it is up to date.
+
+    It asks at import unless an environment variable forbids it. The variable is set for the length
+    of the import only: an import must not change what the user's own programs see.
+    """
+    name = "NO_ALBUMENTATIONS_UPDATE"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import albumentations
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+    return albumentations
+
+
+def _resize_image(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Resize a picture; area averages do not alias where it shrinks."""
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=method)
+
+
+def _resize_labels(
+    labels: UInt8[np.ndarray, "h w"], height: int, width: int
+) -> UInt8[np.ndarray, "h2 w2"]:
+    """Resize labels by nearest neighbour.
+
+    OpenCV's plain INTER_NEAREST samples corners, half a pixel off the picture's resize.
+    """
+    return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def _shrink_strokes(
+    scribbles: UInt8[np.ndarray, "h w"], height: int, width: int
+) -> UInt8[np.ndarray, "h2 w2"]:
+    """Resize strokes, dilated first so that none of them vanishes."""
+    scale = min(height / scribbles.shape[0], width / scribbles.shape[1])
+    return _resize_labels(dilate(scribbles, survive_radius(scale)), height, width)
+
+
+def _pad(pixels: UInt8[np.ndarray, "h w *c"], size: int, fill: int) -> UInt8[np.ndarray, "s s *c"]:
+    """Put pixels into the middle of a square of this value."""
+    height, width = pixels.shape[:2]
+    if (height, width) == (size, size):
+        return pixels
+    square = np.full((size, size, *pixels.shape[2:]), fill, np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = pixels
+    return square

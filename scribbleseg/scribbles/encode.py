@@ -22,7 +22,7 @@ def survive_radius(scale: float) -> int:
     """Return the smallest dilation that a one-pixel dot needs to survive a resize by `scale`.
 
     Nearest-neighbour sampling looks at one pixel in every 1 / scale, so the farthest pixel that it
-    skips lies floor(ceil(1 / scale) / 2) away from a sample along each axis, and the disc must reach
+    skips lies floor(ceil(1 / scale) / 2) away from a sample along each axis; the disc must reach
     that far along the diagonal.
 
     Args:

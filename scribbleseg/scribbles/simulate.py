@@ -1,16 +1,20 @@
 """Simulated strokes: a mask and a generator in, strokes out.
 
 The style `curve` follows the generator that drew the benchmark's strokes (Scribbles for All, arXiv
-2408.12489): every connected part of object and background is eroded by an amount that depends on its
-area; each piece that is left gets one parabola, between two far points of its rim and bent through
-its inside; curves that leave the piece are thrown away. We deviate in this: margins are fitted to the
-benchmark (whose strokes keep a wider margin in the background than on objects) and scale with the
-image; candidates are tried in one batch on a thinned grid of pixels; deep pixels stand in for those
-of the skeleton; the largest part of a class always gets a stroke.
+2408.12489): every connected part of object and background is eroded by an amount that depends on
+its area; each piece that is left gets one parabola, between two far points of its rim and bent
+through its inside; curves that leave the piece are thrown away. We deviate in this: margins are
+fitted to the benchmark (whose strokes keep a wider margin in the background than on objects) and
+scale with the image; candidates are tried in one batch, on a thinned grid of pixels; deep pixels
+stand in for those of the skeleton; the largest part of a class always gets a stroke.
 
 `skeleton` and `line` are two of the styles of ScribblePrompt (arXiv 2312.07381), drawn inside the
 same pieces.
 """
+
+# scipy and scikit-image are typed in part only.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 from scipy.ndimage import uniform_filter1d
 from scipy.sparse import csgraph, csr_array
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from skimage.morphology import skeletonize
 
 from scribbleseg.config import StrokeStyle
@@ -284,7 +288,7 @@ def _skeleton(piece: Grid, step: int, generator: np.random.Generator) -> Points:
     points = _points(skeletonize(piece > 0))
     if len(points) == 1:
         return step * points
-    neighbours = cKDTree(points).query_pairs(1.5, output_type="ndarray")
+    neighbours = KDTree(points).query_pairs(1.5, output_type="ndarray")
     first, second = neighbours.T
     distances = np.linalg.norm(points[first] - points[second], axis=1)
     graph = csr_array((distances, (first, second)), shape=(len(points), len(points)))
@@ -318,9 +322,7 @@ def _line(piece: Grid, part: _Part, generator: np.random.Generator) -> Points | 
 
 def _resample(path: Points) -> Points:
     """Return NUM_POINTS points at equal distances along a path."""
-    travelled = np.concatenate(
-        [[0.0], np.linalg.norm(np.diff(path, axis=0), axis=1).cumsum()]
-    )
+    travelled = np.concatenate([[0.0], np.linalg.norm(np.diff(path, axis=0), axis=1).cumsum()])
     at = np.linspace(0, travelled[-1], NUM_POINTS)
     return np.stack([np.interp(at, travelled, path[:, i]) for i in range(2)], axis=1)
 

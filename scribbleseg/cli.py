@@ -1,0 +1,395 @@
+"""The `scribbleseg` command: data, predict, evaluate, status, pull, report.
+
+Every command is a dataclass (its fields are the options, their docstrings the help) and a branch of
+`run`. Heavy modules are imported where they are used, so that `--help` answers at once.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, assert_never
+
+from tqdm import tqdm
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
+
+from scribbleseg.config import parse_arguments
+from scribbleseg.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDemo:
+    """Make the demo data: composites of photographs that scikit-image ships."""
+
+    out: Path
+    """Folder to make."""
+    seed: int = 0
+    """The same seed gives the same data, to the last bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataVoc:
+    """Build the benchmark's images and masks from PASCAL VOC 2012 (downloads about 2 GB)."""
+
+    out: Path
+    """Folder to make."""
+    downloads: Path | None = None
+    """Folder for VOC's own archive, kept for the next time; None: beside `out`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPets:
+    """Build scribbled data from Oxford-IIIT Pet (downloads about 800 MB)."""
+
+    out: Path
+    """Folder to make."""
+    downloads: Path | None = None
+    """Folder for the data set's own archives, kept for the next time; None: beside `out`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """Read a data folder once, say what it holds and everything that is wrong with it."""
+
+    root: Positional[Path]
+    """Folder that holds SPLIT/images, SPLIT/scribbles and SPLIT/ground_truth."""
+    out: Path | None = None
+    """JPEG file for the contact sheet; None: ROOT-check.jpg in the present folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConvert:
+    """Write a data folder anew in the right coding: masks 0/255, strokes 1/2, odd image modes."""
+
+    root: Positional[Path]
+    """Folder to read; it is left as it is."""
+    out: Path
+    """Folder to make."""
+    strokes: tuple[int, int, int] | None = None
+    """Values of object strokes, background strokes and unlabelled pixels; None: told by the data."""
+    masks: tuple[int, int] | None = None
+    """Lowest and highest mask value that mean object; None: told by the data."""
+    keep_ignore: bool = False
+    """Keep the 255 border of class masks as "ignore" instead of background."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSplit:
+    """Write lists of folds, and of a hold-out if asked, one stem per line."""
+
+    root: Positional[Path]
+    """Folder of the data contract."""
+    out: Path
+    """Folder to make."""
+    split: str = "train"
+    """Split to divide."""
+    folds: int = 5
+    """Number of folds (2 or more)."""
+    holdout: float = 0.0
+    """Share of the stems drawn into val.txt [0, 1)."""
+    seed: int = 0
+    """Seed of that draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Make, fetch, check, convert and split data."""
+
+    command: (
+        Annotated[DataDemo, subcommand("demo")]
+        | Annotated[DataVoc, subcommand("voc")]
+        | Annotated[DataPets, subcommand("pets")]
+        | Annotated[DataCheck, subcommand("check")]
+        | Annotated[DataConvert, subcommand("convert")]
+        | Annotated[DataSplit, subcommand("split")]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Turn images and strokes into masks at the images' own sizes."""
+
+    checkpoint: str
+    """Checkpoint, run or sweep folder or URI, or released:NAME."""
+    images: Path
+    """Folder of photographs, STEM.jpg or STEM.png."""
+    scribbles: Path
+    """Folder of strokes, STEM.png: 0 background, 1 object, 255 unlabelled."""
+    out: Path
+    """Folder for the masks, STEM.png: 0 background, 1 object."""
+    probabilities: bool = False
+    """Also write OUT/probabilities/STEM.png: 255 x the probability of object."""
+    flip: bool = False
+    """Average with the mirrored image: a little better, twice the time."""
+    honour_strokes: bool = True
+    """Pixels under a stroke take the stroke's label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a checkpoint on a split that has masks."""
+
+    checkpoint: str
+    """Checkpoint, run or sweep folder or URI, or released:NAME."""
+    data: Path
+    """Folder that holds the splits."""
+    split: str = "train"
+    """Split to score."""
+    fold: int | None = None
+    """Only this fold of the split (the one that training held out); None: all of it."""
+    out: Path | None = None
+    """Folder for scores.csv, summary.json and report.html; None: print only."""
+    flip: bool = False
+    """Average with the mirrored image: a little better, twice the time."""
+    honour_strokes: bool = True
+    """Pixels under a stroke take the stroke's label before they are scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Say how far a run is, from its folder alone."""
+
+    run: Positional[str]
+    """Run folder or URI."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Copy a run's best checkpoint to this machine, held against its hashes."""
+
+    run: Positional[str]
+    """Run or sweep folder or URI."""
+    out: Path
+    """Folder to make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one HTML page about one run or several: curves, tables, gallery."""
+
+    runs: Positional[tuple[str, ...]]
+    """Run folders or URIs."""
+    data: Path | None = None
+    """Folder that holds the splits, if it is not where the run read it."""
+    out: Path | None = None
+    """File to write; None: report.html in the first run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """Image + strokes -> mask. To train: python -m train.finetune --help."""
+
+    command: (
+        Annotated[Data, subcommand("data")]
+        | Annotated[Predict, subcommand("predict")]
+        | Annotated[Evaluate, subcommand("evaluate")]
+        | Annotated[Status, subcommand("status")]
+        | Annotated[Pull, subcommand("pull")]
+        | Annotated[Report, subcommand("report")]
+    )
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 the input is wrong, 1 anything else."""
+    sys.exit(exit_status(lambda: run_line(sys.argv[1:])))
+
+
+def run_line(arguments: Sequence[str]) -> None:
+    """Run one command line."""
+    program: Program = parse_arguments(
+        OmitArgPrefixes[OmitSubcommandPrefixes[Program]], arguments, prog="scribbleseg"
+    )
+    match program.command:
+        case Data():
+            run_data(program.command)
+        case Predict():
+            predict(program.command)
+        case Evaluate():
+            evaluate(program.command)
+        case Status():
+            status(program.command)
+        case Pull():
+            pull(program.command)
+        case Report():
+            report(program.command)
+        case _:
+            assert_never(program.command)
+
+
+def exit_status(command: Callable[[], None]) -> int:
+    """Run a command; turn what went wrong into one line and an exit status."""
+    try:
+        command()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except (RuntimeError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+    return 0
+
+
+def say(text: str) -> None:
+    """Write a line for the user."""
+    sys.stdout.write(f"{text}\n")
+
+
+def bar(items: Iterable[T], total: int | None = None) -> Iterable[T]:
+    """Show progress over images where there is a terminal."""
+    shown: Any = tqdm(items, total=total, unit="image", leave=False, disable=None)
+    return shown
+
+
+def run_data(data: Data) -> None:
+    """`scribbleseg data ...`."""
+    from scribbleseg.datasets import sources
+    from scribbleseg.datasets.convert import convert
+    from scribbleseg.datasets.split import split
+
+    command = data.command
+    match command:
+        case DataDemo():
+            made = sources.make_demo(command.out, command.seed, progress=bar)
+            say(f"{command.out}: {'made' if made else 'is there already'}")
+        case DataVoc():
+            made = sources.make_voc(command.out, command.downloads, progress=bar)
+            say(f"{command.out}: {'made' if made else 'is there already'}")
+        case DataPets():
+            made = sources.make_pets(command.out, command.downloads, progress=bar)
+            say(f"{command.out}: {'made' if made else 'is there already'}")
+        case DataCheck():
+            check_data(command)
+        case DataConvert():
+            done = convert(
+                command.root,
+                command.out,
+                strokes=command.strokes,
+                masks=command.masks,
+                keep_ignore=command.keep_ignore,
+                progress=bar,
+            )
+            for conversion in done:
+                say(str(conversion))
+            say(f"{command.out}: written; {len(done)} file(s) changed")
+        case DataSplit():
+            lists = split(
+                command.root,
+                command.split,
+                command.folds,
+                command.out,
+                holdout=command.holdout,
+                seed=command.seed,
+            )
+            for name, stems in lists.items():
+                say(f"{command.out / name}: {len(stems)} stems")
+        case _:
+            assert_never(command)
+
+
+def check_data(command: DataCheck) -> None:
+    """`scribbleseg data check`: exits 2 where anything is wrong, after saying all of it."""
+    from scribbleseg.datasets.check import check
+
+    sheet = command.out or Path(f"{command.root.resolve().name}-check.jpg")
+    result = check(command.root, sheet, progress=bar)
+    say(result.text())
+    if result.errors:
+        raise InputError(f"{command.root}: {len(result.errors)} error(s), listed above")
+    say(f"contact sheet: {sheet}")
+
+
+def predict(command: Predict) -> None:
+    """`scribbleseg predict`."""
+    import tempfile
+
+    from scribbleseg.predict import load, predict_folder
+    from scribbleseg.runs import find_checkpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        predictor = load(find_checkpoint(command.checkpoint, Path(scratch) / "pulled"))
+    written = predict_folder(
+        predictor,
+        command.images,
+        command.scribbles,
+        command.out,
+        probabilities=command.probabilities,
+        flip=command.flip,
+        honour_strokes=command.honour_strokes,
+    )
+    done = 0
+    for mask in written:
+        done = mask.done
+    say(f"{command.out}: {done} mask(s)")
+
+
+def evaluate(command: Evaluate) -> None:
+    """`scribbleseg evaluate`."""
+    import tempfile
+
+    from scribbleseg import evaluate as evaluation
+    from scribbleseg.predict import load
+    from scribbleseg.runs import find_checkpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        predictor = load(find_checkpoint(command.checkpoint, Path(scratch) / "pulled"))
+    result = evaluation.evaluate(
+        predictor,
+        command.data,
+        command.split,
+        command.out,
+        fold=command.fold,
+        flip=command.flip,
+        honour_strokes=command.honour_strokes,
+        watch=bar,
+    )
+    say(evaluation.format_table(result))
+    if command.out is not None:
+        say(f"written: {command.out}")
+
+
+def status(command: Status) -> None:
+    """`scribbleseg status`."""
+    from scribbleseg.runs import status as read_status
+
+    found = read_status(command.run)
+    epochs = "?" if found.epochs is None else found.epochs
+    line = f"{found.name}: {'finished' if found.finished else 'not finished'}, "
+    line += f"epoch {found.epoch} of {epochs}"
+    if found.seconds_left:
+        line += f", about {found.seconds_left / 60:.0f} min of training left"
+    say(line)
+    if found.best is not None:
+        say(f"best {found.best['metric']} {found.best['value']:.4f} at epoch {found.best['epoch']}")
+
+
+def pull(command: Pull) -> None:
+    """`scribbleseg pull`."""
+    from scribbleseg.checkpoint import read_model
+    from scribbleseg.config import to_yaml
+    from scribbleseg.runs import pull as pull_best
+
+    folder = pull_best(command.run, command.out)
+    found = read_model(folder)
+    say(to_yaml(found.config).rstrip())
+    for name, value in found.metrics.items():
+        say(f"{name}: {value:.4f}")
+    data = found.config.data
+    say(f"verified: {folder}")
+    say(f"evaluate it: scribbleseg evaluate --checkpoint {folder} --data {data.root}")
+
+
+def report(command: Report) -> None:
+    """`scribbleseg report`."""
+    from scribbleseg.report.page import write_report
+
+    if not command.runs:
+        raise InputError("no run is given; expected the folder of at least one")
+    out = command.out or Path(command.runs[0]) / "report.html"
+    if command.out is None and "://" in command.runs[0]:
+        out = Path("report.html")
+    say(str(write_report(command.runs, out, data_root=command.data)))

@@ -1,0 +1,1 @@
+"""Curves, tables and galleries of runs, put together into one HTML page."""

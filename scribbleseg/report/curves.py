@@ -1,0 +1,205 @@
+"""Curves over epochs and distributions over images, as SVG to be put into a page.
+
+Charts carry no names of runs or files: those stand in the page's own legend, as escaped text.
+"""
+
+import io
+import itertools
+import math
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+BLUE, ORANGE, GREEN, RED, BLACK = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#000000"
+INK, FAINT = "#3d4248", "#e3e5e8"
+
+# Okabe and Ito's colours, without the yellow that paper swallows: told apart by everybody. The
+# dashes tell lines apart where there is no colour at all.
+COLOURS = (BLUE, RED, GREEN, "#cc79a7", ORANGE, "#56b4e9", BLACK)
+DASHES: tuple[tuple[int, ...], ...] = ((), (6, 2), (2, 2), (6, 2, 2, 2))
+
+COMPARED = {
+    "loss": "Training loss",
+    "miou": "mIoU",
+    "object_iou": "Object IoU",
+    "background_iou": "Background IoU",
+}
+"""Metrics that runs are compared by, and the titles of their charts."""
+
+WIDTH_INCHES, HEIGHT_INCHES = 5.6, 3.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a chart and its entry in the legend."""
+
+    label: str
+    """What the legend calls it; any text."""
+    epochs: list[float]
+    """Horizontal positions."""
+    values: list[float]
+    """Vertical positions, finite."""
+    colour: str = BLUE
+    """CSS colour."""
+    dash: tuple[int, ...] = ()
+    """Lengths of strokes and gaps in points; () is a solid line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A drawing, its title and its legend."""
+
+    title: str
+    """One short line."""
+    svg: str
+    """The drawing: an <svg> element without scripts or text from outside."""
+    lines: list[Line]
+    """The legend; empty where there is nothing to tell apart."""
+    note: str = ""
+    """One sentence under the drawing."""
+
+
+def series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Return the epochs and the values of one metric; epochs without a finite one are left out."""
+    points = [
+        (float(entry["epoch"]), float(entry[key]))
+        for entry in history
+        if _is_finite(entry.get("epoch")) and _is_finite(entry.get(key))
+    ]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def styles() -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield colours and dashes for any number of lines; the first 28 differ from one another."""
+    return itertools.cycle((colour, dash) for dash in DASHES for colour in COLOURS)
+
+
+def line_chart(
+    title: str, lines: Sequence[Line], *, best_epoch: float | None = None, share: bool = False
+) -> Chart:
+    """Draw curves over epochs.
+
+    Args:
+        title: One short line; also keeps the ids of this drawing apart from others on the page.
+        lines: The curves; those without points stand in no legend.
+        best_epoch: Marked by a vertical line.
+        share: The values lie in [0, 1], and the axis ends there.
+    """
+    drawn = [line for line in lines if line.values]
+    with _axes(title) as (figure, axes):
+        for line in drawn:
+            axes.plot(
+                line.epochs,
+                line.values,
+                color=line.colour,
+                linewidth=1.8,
+                linestyle=(0, line.dash) if line.dash else "-",
+                marker="o" if len(line.values) == 1 else None,
+            )
+        if best_epoch is not None:
+            axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+        if share and drawn:
+            low = min(min(line.values) for line in drawn)
+            high = max(max(line.values) for line in drawn)
+            axes.set_ylim(max(0.0, math.floor(low * 10 - 0.2) / 10), min(1.0, high + 0.05))
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        note = "" if best_epoch is None else f"Dotted: the best epoch, {best_epoch:g}."
+        return Chart(title=title, svg=_to_svg(figure), lines=drawn, note=note)
+
+
+def distribution(title: str, values: Sequence[float]) -> Chart:
+    """Draw how many images score how high, in bins of 0.05 over [0, 1], and their median."""
+    middle = sorted(values)[len(values) // 2]
+    with _axes(title) as (figure, axes):
+        edges = [index / 20 for index in range(21)]
+        axes.hist(values, bins=edges, color=BLUE, edgecolor="white", linewidth=1.0)
+        axes.axvline(middle, color=INK, linewidth=1.2, linestyle=(0, (1, 2)), zorder=3)
+        axes.set_xlim(math.floor(min(values) * 10) / 10 - 0.01, 1.01)
+        axes.set_xlabel("mIoU of one image")
+        axes.set_ylabel("images")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        note = f"Dotted: the median image, {middle:.3f}."
+        return Chart(title=title, svg=_to_svg(figure), lines=[], note=note)
+
+
+def follow(history: Sequence[Mapping[str, Any]], best_epoch: float | None) -> list[Chart]:
+    """Return the curves of one run: loss and IoU, as far as there is something to draw.
+
+    Args:
+        history: The run's metrics.jsonl.
+        best_epoch: Epoch of its best checkpoint.
+    """
+    loss = Line("mean of the epoch", *series(history, "loss"), colour=BLACK)
+    ious = [
+        Line("Background IoU", *series(history, "background_iou"), colour=ORANGE, dash=DASHES[1]),
+        Line("mIoU", *series(history, "miou"), colour=BLACK),
+        Line("Object IoU", *series(history, "object_iou"), colour=BLUE),
+    ]
+    charts: list[Chart] = []
+    if loss.values:
+        charts.append(line_chart("Training loss", [loss]))
+    if any(line.values for line in ious):
+        charts.append(line_chart("Validation IoU", ious, best_epoch=best_epoch, share=True))
+    return charts
+
+
+def compare(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
+    """Return one chart per metric with all runs in it.
+
+    Args:
+        histories: The metrics.jsonl of each run, by name.
+    """
+    charts: list[Chart] = []
+    for key, title in COMPARED.items():
+        lines = [
+            Line(name, *series(history, key), colour=colour, dash=dash)
+            for (name, history), (colour, dash) in zip(histories.items(), styles(), strict=False)
+        ]
+        if any(line.values for line in lines):
+            charts.append(line_chart(title, lines, share=key != "loss"))
+    return charts
+
+
+@contextmanager
+def _axes(title: str) -> Generator[tuple[Any, Any]]:
+    """Give a figure with quiet axes; matplotlib's settings are changed only meanwhile.
+
+    They are typed Any because matplotlib's own types leave every keyword unknown.
+    """
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.size": 9,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+    with cast(Any, mpl).rc_context(settings):
+        figure: Any = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="both", length=0)
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        yield figure, axes
+
+
+def _to_svg(figure: Any) -> str:
+    """Return the figure as an <svg> element that scales with the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r'^<svg ([^>]*?)width="[^"]*"([^>]*?)height="[^"]*"', r"<svg \1\2", text)

@@ -1,0 +1,246 @@
+"""The training loop: events, learning, resuming to the last bit, ranks, divergence."""
+
+import copy
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from scribbleseg.config import FinetuneConfig, override
+from scribbleseg.errors import DivergedError, InputError
+from scribbleseg.loops.batches import BatchPlan, open_data, sample_order
+from scribbleseg.loops.segment import EpochDone, SaveDue, StepDone, fit
+from scribbleseg.loops.state import init_state
+from scribbleseg.losses.segmentation import segmentation_loss
+
+CPU = torch.device("cpu")
+
+
+def settings(root, **changes):
+    return override(
+        FinetuneConfig(),
+        {
+            "data.root": str(root),
+            "data.long_side": 64,
+            "data.crop_size": 64,
+            "data.num_workers": 0,
+            "model.width": 8,
+            "model.depth": 3,
+            "model.norm": "group",
+            "train.batch_size": 4,
+            "train.epochs": 2,
+            "train.precision": "fp32",
+        }
+        | {key.replace("__", "."): value for key, value in changes.items()},
+    )
+
+
+def start(config):
+    return init_state(config, CPU, None), open_data(config)
+
+
+def run(config, state, data, stop_after=None):
+    """Iterate `fit`; return the events and the state's dictionary at the last SaveDue."""
+    events, saved = [], None
+    for event in fit(state, data, config, device=CPU, precision=None):
+        events.append(event)
+        if isinstance(event, SaveDue):
+            saved = copy.deepcopy(state.to_dict())
+            if event.epoch == stop_after:
+                break
+    return events, saved
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_events_come_in_order_and_the_rows_are_whole(tiny_data):
+    config = settings(tiny_data, train__epochs=3, train__validate_every=2)
+    events, _ = run(config, *start(config))
+    kinds = "".join(type(event).__name__[:2] for event in events)
+    # 11 training samples (3 of 14 are held out) make 2 batches of 4.
+    assert kinds == "StStEp" + "StStSaEp" + "StStSaEp"
+    rows = [event.metrics for event in events if isinstance(event, EpochDone)]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["samples"] for row in rows] == [8, 16, 24]
+    assert ["miou" in row for row in rows] == [False, True, True]
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert [event.step for event in steps] == [1, 2, 3, 4, 5, 6]
+    assert np.isclose(rows[0]["loss"], np.mean([float(e.loss) for e in steps[:2]]))
+
+
+def test_it_learns(tiny_data):
+    config = settings(tiny_data, train__epochs=40, train__validate_every=40, augment__strength=0.5)
+    events, _ = run(config, *start(config))
+    rows = [event.metrics for event in events if isinstance(event, EpochDone)]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert rows[-1]["miou"] > 0.85
+
+
+def test_stroke_supervision_needs_no_masks(tmp_path):
+    from tests.conftest import write_scenes
+
+    write_scenes(tmp_path, "train", 8, masks=False)
+    config = settings(tmp_path, loss__supervision="strokes", data__fold=None)
+    events, saved = run(config, *start(config))
+    rows = [event.metrics for event in events if isinstance(event, EpochDone)]
+    assert all(np.isfinite(row["loss"]) and "miou" not in row for row in rows)
+    assert saved is not None
+
+
+@pytest.mark.parametrize("architecture", ["unet", "attention_resunet"])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_killed_and_resumed_run_equals_the_undisturbed_one(tiny_data, architecture, norm):
+    changes = {"model__architecture": architecture, "model__norm": norm, "train__epochs": 4}
+    # One loader worker: what it draws must not depend on when it was started.
+    config = settings(tiny_data, data__num_workers=1, **changes)
+    _, undisturbed = run(config, *start(config))
+    _, half = run(config, *start(config), stop_after=2)
+    state, data = start(config)
+    state.load_dict(half)
+    events, resumed = run(config, state, data)
+    assert isinstance(events[0], StepDone) and events[0].step == 5
+    assert same(undisturbed, resumed)
+
+
+def test_a_checkpoint_inside_an_epoch_resumes_to_the_last_bit_too(tiny_data, monkeypatch):
+    monkeypatch.setattr("scribbleseg.loops.segment.STEPS_BETWEEN_CHECKS", 1)
+    config = settings(tiny_data, train__save_minutes=1e-9)
+    _, undisturbed = run(config, *start(config))
+    state, data = start(config)
+    for event in fit(state, data, config, device=CPU, precision=None):
+        if isinstance(event, SaveDue):
+            half = copy.deepcopy(state.to_dict())
+            break
+    assert half["step"] == 1
+    state, data = start(config)
+    state.load_dict(half)
+    _, resumed = run(config, state, data)
+    assert same(undisturbed, resumed)
+
+
+def train_rank(rank, world_size, path, config, losses):
+    """One rank of a run; appends this rank's losses to a shared list."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{path}", rank=rank, world_size=world_size
+        )
+    state, data = start(config)
+    for event in fit(state, data, config, device=CPU, precision=None):
+        if isinstance(event, StepDone):
+            losses.append((event.step, float(event.loss)))
+        if isinstance(event, EpochDone) and rank == 0:
+            losses.append((f"epoch {event.epoch}", {**event.metrics, "seconds": 0}))
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def loss_curve(world_size, path, config):
+    with mp.Manager() as manager:
+        losses = manager.list()
+        mp.spawn(train_rank, (world_size, path, config, losses), nprocs=world_size)
+        values, rows = {}, []
+        for step, value in losses:
+            if isinstance(step, str):
+                rows.append(value)
+            else:
+                values.setdefault(step, []).append(value)
+    return [np.mean(values[step]) for step in sorted(values)], rows
+
+
+def test_two_workers_with_half_the_batch_give_the_single_workers_curve(tiny_data, tmp_path):
+    config = settings(tiny_data, train__epochs=10, train__validate_every=5)
+    one, one_rows = loss_curve(1, tmp_path / "one", config)
+    two, two_rows = loss_curve(2, tmp_path / "two", config)
+    assert len(one) == len(two) == 20
+    assert np.abs(np.subtract(one, two)).max() < 1e-4
+    for a, b in zip(one_rows, two_rows, strict=True):
+        assert a == pytest.approx(b, abs=2e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tiny_data, monkeypatch):
+    calls = 0
+
+    def bad_at_the_third_step(*arguments):
+        nonlocal calls
+        calls += 1
+        loss = segmentation_loss(*arguments)
+        return loss * float("nan") if calls == 3 else loss
+
+    monkeypatch.setattr("scribbleseg.loops.segment.segmentation_loss", bad_at_the_third_step)
+    config = settings(tiny_data)
+    state, data = start(config)
+    events = []
+    with pytest.raises(DivergedError, match="step 4") as caught:
+        for event in fit(state, data, config, device=CPU, precision=None):
+            events.append(event)
+    named = {word.strip(",;") for word in str(caught.value).split() if word.startswith("scene_")}
+    held = set(data.cache.stems[: len(data.samples)])
+    assert 4 <= len(named) <= 8 and named <= held
+    assert sum(isinstance(event, SaveDue) for event in events) == 1
+
+
+def test_training_starts_from_a_given_checkpoint(tiny_data, tmp_path):
+    from scribbleseg import checkpoint as checkpoints
+
+    config = settings(tiny_data)
+    state, data = start(config)
+    run(config, state, data)
+    folder = tmp_path / "start"
+    folder.mkdir()
+    weights = state.ema.module.state_dict()
+    checkpoints.write_model(folder, config=config, weights=weights, metrics={})
+    checkpoints.write_manifest(folder)
+    begun = init_state(override(config, {"init_from": str(folder)}), CPU, None)
+    assert all(torch.equal(weights[k], v) for k, v in begun.model.state_dict().items())
+    with pytest.raises(InputError, match="mis-shaped|missing|unexpected"):
+        init_state(override(config, {"init_from": str(folder), "model.width": 16}), CPU, None)
+
+
+def test_the_plan_deals_global_batches_to_ranks():
+    plans = [
+        BatchPlan(num_samples=11, batch_size=4, epochs=2, seed=3, rank=r, world_size=2)
+        for r in (0, 1)
+    ]
+    whole = BatchPlan(num_samples=11, batch_size=4, epochs=2, seed=3)
+    for batch, *shares in zip(whole, *plans, strict=True):
+        assert sorted(batch) == sorted(shares[0] + shares[1])
+    late = BatchPlan(num_samples=11, batch_size=4, epochs=2, seed=3, start_step=3)
+    assert list(late) == list(whole)[3:] and len(late) == 1
+    assert sorted(sample_order(11, 3, 0)) == list(range(11))
+    assert list(sample_order(11, 3, 0)) != list(sample_order(11, 3, 1))
+
+
+@pytest.mark.parametrize(("key", "plan"), [("12", {"batch_size": 12}), ("3", {"world_size": 3})])
+def test_batches_that_cannot_be_made_are_refused(key, plan):
+    with pytest.raises(
+        InputError, match=f"train.batch_size is .*expected.*{11 if key == '12' else 3}"
+    ):
+        BatchPlan(**{"num_samples": 11, "batch_size": 4, "epochs": 1, "seed": 0} | plan)
+
+
+def test_waiting_is_measured(tiny_data, monkeypatch):
+    from scribbleseg.datasets.transforms import TrainSamples
+
+    original = TrainSamples.__getitem__
+
+    def slow(self, key):
+        time.sleep(0.02)
+        return original(self, key)
+
+    monkeypatch.setattr(TrainSamples, "__getitem__", slow)
+    config = settings(tiny_data, train__epochs=1)
+    events, _ = run(config, *start(config))
+    step = next(event for event in events if isinstance(event, StepDone))
+    assert 0.08 <= step.wait_seconds <= step.step_seconds

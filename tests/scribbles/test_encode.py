@@ -1,0 +1,110 @@
+"""Strokes to channels, against slow loops over all pixels."""
+
+import cv2
+import numpy as np
+import pytest
+
+from scribbleseg.scribbles.encode import (
+    BACKGROUND,
+    OBJECT,
+    UNLABELLED,
+    dilate,
+    encode,
+    survive_radius,
+)
+
+
+def sparse_strokes(seed: int, height: int = 19, width: int = 23) -> np.ndarray:
+    """Return a few labelled pixels of both kinds."""
+    generator = np.random.default_rng(seed)
+    values = np.array([BACKGROUND, OBJECT, UNLABELLED], np.uint8)
+    return generator.choice(values, (height, width), p=(0.03, 0.03, 0.94))
+
+
+def distance_to(scribbles: np.ndarray, label: int) -> np.ndarray:
+    """Return every pixel's distance to the nearest pixel of a label, by looking at all of them."""
+    distance = np.full(scribbles.shape, np.inf)
+    for y, x in np.ndindex(scribbles.shape):
+        for other_y, other_x in zip(*np.nonzero(scribbles == label), strict=True):
+            distance[y, x] = min(distance[y, x], np.hypot(y - other_y, x - other_x))
+    return distance
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 5])
+def test_dilate_grows_by_a_disc_and_leaves_contested_pixels(radius: int) -> None:
+    scribbles = sparse_strokes(radius)
+    near_object = distance_to(scribbles, OBJECT) <= radius + 1e-9
+    near_background = distance_to(scribbles, BACKGROUND) <= radius + 1e-9
+    expected = np.full_like(scribbles, UNLABELLED)
+    expected[near_object & ~near_background] = OBJECT
+    expected[near_background & ~near_object] = BACKGROUND
+    labelled = scribbles != UNLABELLED
+    expected[labelled] = scribbles[labelled]
+
+    before = scribbles.copy()
+    np.testing.assert_array_equal(dilate(scribbles, radius), expected)
+    np.testing.assert_array_equal(scribbles, before)
+
+
+def test_dilate_returns_a_copy() -> None:
+    scribbles = sparse_strokes(0)
+    dilate(scribbles, 0)[:] = OBJECT
+    np.testing.assert_array_equal(scribbles, sparse_strokes(0))
+
+
+@pytest.mark.parametrize("radius", [1, 3, 7, 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_encode_matches_a_search_over_all_pixels(seed: int, radius: int) -> None:
+    scribbles = sparse_strokes(seed)
+    for channel, label in enumerate((OBJECT, BACKGROUND)):
+        distance = distance_to(scribbles, label)
+        expected = {
+            "raw": 255 * (distance == 0),
+            "disc": 255 * (distance <= radius + 1e-9),
+            "distance": 255 * np.clip(1 - distance / radius, 0, 1),
+        }
+        for encoding, values in expected.items():
+            encoded = encode(scribbles, encoding, radius)
+            assert encoded.dtype == np.uint8
+            assert encoded.shape == (2, *scribbles.shape)
+            # A ramp that ends on one half is rounded either way.
+            np.testing.assert_allclose(encoded[channel], values, atol=0.5 + 1e-3)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "disc", "distance"])
+def test_without_strokes_both_channels_are_empty(encoding: str) -> None:
+    assert not encode(np.full((40, 50), UNLABELLED, np.uint8), encoding, 255).any()
+
+
+@pytest.mark.parametrize("encoding", ["raw", "disc", "distance"])
+def test_a_mask_full_of_one_label_fills_its_channel(encoding: str) -> None:
+    encoded = encode(np.ones((5, 6), np.uint8), encoding, 3)
+    assert (encoded[0] == 255).all()
+    assert not encoded[1].any()
+
+
+def vanishing_dots(size: int, small: int, radius: int) -> int:
+    """Return how many one-pixel dots of a square image vanish when it is resized to `small`."""
+    lost = 0
+    for y, x in np.ndindex(size, size):
+        dot = np.full((size, size), UNLABELLED, np.uint8)
+        dot[y, x] = OBJECT
+        resized = cv2.resize(
+            dilate(dot, radius), (small, small), interpolation=cv2.INTER_NEAREST_EXACT
+        )
+        lost += OBJECT not in resized
+    return lost
+
+
+@pytest.mark.parametrize("small", [2, 3, 5, 6, 7, 9, 11, 16])
+def test_survive_radius_is_the_smallest_that_keeps_every_dot(small: int) -> None:
+    size = 17
+    radius = survive_radius(small / size)
+    assert vanishing_dots(size, small, radius) == 0
+    if small > 2:  # Two samples in seventeen pixels both lie nearer to the border than the worst.
+        assert vanishing_dots(size, small, radius - 1) > 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 4.0])
+def test_enlarging_needs_no_dilation(scale: float) -> None:
+    assert survive_radius(scale) == 0

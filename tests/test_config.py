@@ -1,0 +1,93 @@
+"""Settings: validation, dictionaries, YAML, overrides."""
+
+import dataclasses
+
+import pytest
+
+from scribbleseg.config import (
+    FinetuneConfig,
+    config_hash,
+    from_dict,
+    from_yaml,
+    override,
+    to_dict,
+    to_yaml,
+)
+from scribbleseg.errors import InputError
+
+
+def test_dictionary_and_yaml_round_trip(tmp_path):
+    config = override(
+        FinetuneConfig(),
+        {"data.fold": None, "data.val_split": "test", "train.compile": True, "init_from": "--x"},
+    )
+    assert from_dict(FinetuneConfig, to_dict(config)) == config
+    path = tmp_path / "settings.yaml"
+    path.write_text(to_yaml(config))
+    assert from_yaml(FinetuneConfig(), path) == config
+
+
+def test_what_is_left_out_keeps_its_value(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("optim: {learning_rate: 0.5}\n")
+    config = from_yaml(override(FinetuneConfig(), {"train.epochs": 7}), path)
+    assert (config.optim.learning_rate, config.train.epochs) == (0.5, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data.rot": 1}, ["--data.rot", "--data.root"]),
+        ({"train.epochs": "many"}, ["--train.epochs", "many"]),
+        ({"train.epochs": 0}, ["train.epochs is 0", "1 or more"]),
+        ({"model.architecture": "resnet"}, ["resnet", "attention_resunet"]),
+        ({"model.width": 12}, ["model.width is 12", "multiple of 8"]),
+        ({"data.crop_size": 100}, ["data.crop_size is 100", "multiple of 32"]),
+        ({"data.fold": 5}, ["data.fold is 5", "0 to 4"]),
+        ({"data.val_split": "test"}, ["data.val_split", "--data.fold None"]),
+        ({"loss.dice": 0, "loss.bce": 0}, ["loss.bce is 0"]),
+        ({"augment.strength": 2.5}, ["augment.strength is 2.5", "0 to 2"]),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value_and_the_remedy(changes, words):
+    with pytest.raises(InputError) as caught:
+        override(FinetuneConfig(), changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [word for word in words if word not in message] == []
+
+
+def test_unreadable_yaml_is_named(tmp_path):
+    for content in ("a: [", "- 1\n- 2\n"):
+        path = tmp_path / "settings.yaml"
+        path.write_text(content)
+        with pytest.raises(InputError, match="settings.yaml"):
+            from_yaml(FinetuneConfig(), path)
+
+
+def test_the_hash_follows_every_setting():
+    config = FinetuneConfig()
+    assert config_hash(config) == config_hash(FinetuneConfig())
+    assert config_hash(config) != config_hash(override(config, {"train.seed": 1}))
+
+
+def every_field(kind: type) -> list[tuple[type, str]]:
+    fields = []
+    for field in dataclasses.fields(kind):
+        fields.append((kind, field.name))
+        if dataclasses.is_dataclass(field.type):
+            fields += every_field(field.type)
+    return fields
+
+
+@pytest.mark.parametrize(("kind", "name"), every_field(FinetuneConfig))
+def test_every_field_is_documented_in_the_help(kind, name, capsys):
+    from scribbleseg.config import parse_arguments
+
+    with pytest.raises(SystemExit):
+        parse_arguments(kind, ["--help"], default=kind(), prog="settings")
+    help_text = capsys.readouterr().out
+    option = "--" + name.replace("_", "-")
+    after = help_text.partition(option)[2]
+    assert option in help_text or f"{name} options" in help_text.replace("-", "_")
+    assert after.partition("(default")[0].strip() != ""
