@@ -21,6 +21,7 @@ import json
 import os
 import pickle
 import reprlib
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ def parse_manifest(text: str | bytes, where: str) -> dict[str, FileStamp]:
                 stamps[name] = FileStamp(size=size, sha256=digest)
             case _:
                 raise InputError(
-                    f"{where}: entry {name[:80]!r} is not a plain file name with size and sha256"
+                    f"{where}: entry {_shown(name)} is not a plain file name with size and sha256"
                 )
     return stamps
 
@@ -458,18 +459,18 @@ def _parse_config(tree: object, path: Path) -> FinetuneConfig:
 
 
 def _parse_metrics(tree: object, path: Path) -> dict[str, float]:
-    match tree:
-        case dict():
-            metrics = cast(dict[str, object], tree)
-        case _:
-            raise InputError(f"{path}: 'metrics' is {_shown(tree)}, expected names and numbers")
-    for name, value in metrics.items():
-        if type(value) is not float and type(value) is not int:
-            raise InputError(f"{path}: metric {name[:80]!r} is {_shown(value)}, expected a number")
-    try:
-        return {name: float(cast(float, value)) for name, value in metrics.items()}
-    except OverflowError:
-        raise InputError(f"{path}: a metric is too large, expected a number") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: 'metrics' is {_shown(tree)}, expected names and numbers")
+    metrics: dict[str, float] = {}
+    for name, value in cast(dict[str, object], tree).items():
+        match value:
+            case int() | float() if type(value) is not bool and abs(value) <= sys.float_info.max:
+                metrics[name] = float(value)
+            case _:
+                raise InputError(
+                    f"{path}: metric {_shown(name)} is {_shown(value)}, expected a finite number"
+                )
+    return metrics
 
 
 def _not_exempt(names: Iterable[str], exempt: Sequence[str]) -> list[str]:

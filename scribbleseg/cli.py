@@ -68,7 +68,8 @@ class DataConvert:
     out: Path
     """Folder to make."""
     strokes: tuple[int, int, int] | None = None
-    """Values of object strokes, background strokes and unlabelled pixels; None: told by the data."""
+    """Values of object strokes, background strokes and unlabelled pixels; None: told by the data.
+    """
     masks: tuple[int, int] | None = None
     """Lowest and highest mask value that mean object; None: told by the data."""
     keep_ignore: bool = False

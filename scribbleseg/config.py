@@ -46,11 +46,15 @@ class DataConfig:
     split: str = "train"
     """Split to train on."""
     fold: int | None = 0
-    """Fold of the split kept for validation (sorted stems, position modulo num_folds); None: use val_split."""
+    """Fold of the split kept for validation (sorted stems, position modulo num_folds); None: use
+    val_split.
+    """
     num_folds: int = 5
     """Number of folds the split is divided into (2 or more)."""
     val_split: str | None = None
-    """Split to validate on when fold is None; None: no validation, and the last checkpoint is the best."""
+    """Split to validate on when fold is None; None: no validation, and the last checkpoint is the
+    best.
+    """
     long_side: int = 256
     """Longer side of an image when it is validated or predicted, in network pixels (32 or more)."""
     crop_size: int = 224
@@ -85,19 +89,26 @@ class StrokesConfig:
     """How strokes enter the network, and which strokes it is trained on."""
 
     encoding: Encoding = "disc"
-    """raw: the strokes' own pixels; disc: dilated by radius; distance: 1 on a stroke, falling to 0 at radius."""
+    """raw: the strokes' own pixels; disc: dilated by radius; distance: 1 on a stroke, falling to 0
+    at radius.
+    """
     radius: int = 3
     """Disc radius, or distance at which the encoding reaches 0, in network pixels (1 to 255)."""
     simulate_probability: float = 0.5
-    """Probability that a training sample gets strokes simulated from its mask instead of its own [0, 1]."""
+    """Probability that a training sample gets strokes simulated from its mask instead of its own
+    [0, 1].
+    """
     style: StrokeStyle = "mixed"
-    """Simulated strokes: curve (the benchmark's), skeleton, line, or each in turn by chance (mixed)."""
+    """Simulated strokes: curve (the benchmark's), skeleton, line, or each in turn by chance
+    (mixed).
+    """
     width: float = 3.0
     """Width of simulated strokes, in pixels of the original image (1 or more)."""
     length: float = 1.0
     """Share of a simulated stroke's length that is kept (0, 1]; 1 keeps all of it."""
     count: int = 1
-    """Most simulated strokes per connected part (1 or more); their number is drawn from 1 to count."""
+    """Most simulated strokes per connected part (1 or more); their number is drawn from 1 to count.
+    """
     misplaced: float = 0.0
     """Share of simulated stroke pixels that carry the wrong label [0, 1)."""
 
@@ -160,7 +171,8 @@ class LossConfig:
     side: float = 0.5
     """Deep supervision: the side output at stride 2^k counts side^k (0 to 1; 0 leaves it out)."""
     supervision: Literal["mask", "strokes"] = "mask"
-    """mask: loss on every labelled pixel; strokes: on stroke pixels only, for data without masks."""
+    """mask: loss on every labelled pixel; strokes: on stroke pixels only, for data without masks.
+    """
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -177,7 +189,9 @@ class OptimConfig:
     learning_rate: float = 2e-3
     """Peak learning rate (above 0)."""
     weight_decay: float = 1e-2
-    """Decoupled weight decay of matrices and kernels; biases and normalisation have none (0 or more)."""
+    """Decoupled weight decay of matrices and kernels; biases and normalisation have none (0 or
+    more).
+    """
     warmup: float = 0.1
     """Share of all steps over which the learning rate rises linearly from 0 [0, 1)."""
     clip_norm: float = 1.0
@@ -211,7 +225,9 @@ class TrainConfig:
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated (1 or more)."""
     save_minutes: float = 10.0
-    """Minutes between checkpoints inside a long epoch; one is written after every validated epoch anyway."""
+    """Minutes between checkpoints inside a long epoch; one is written after every validated epoch
+    anyway.
+    """
     keep: int = 2
     """Checkpoints kept besides the best one (1 or more)."""
 
@@ -302,7 +318,9 @@ def from_yaml(config: ConfigT, path: Path) -> ConfigT:
     try:
         tree = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(tree, Mapping):
         raise InputError(f"{path}: found {type(tree).__name__}, expected a mapping of settings")
     return override(config, flatten(tree))
@@ -348,10 +366,13 @@ def parse_arguments(
 
 
 def _unbox(text: str) -> str:
-    """Return the words of tyro's boxed error report as one line, without the box's title."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines()]
-    words = [line.strip("│─ ") for line in lines if line.startswith("│")]
-    message = " ".join(word for word in words if word)
+    """Return the words of tyro's boxed error report as one line.
+
+    The first line is the box's title. Where the terminal is not UTF-8 the box is made of spaces
+    and dashes.
+    """
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╰╯─ ") for line in text.splitlines()[1:]]
+    message = " ".join(line for line in lines if line.strip("-"))
     # Our own validation already names the field, and there is no help of "settings" to run.
     message = re.sub(r"^Error parsing \w+: (?=\w+\.\w+ is )", "", message)
     return re.sub(r" For full helptext, \w+ settings --help$", "", message)

@@ -1,4 +1,4 @@
-"""Rank, world size and reductions that do nothing on one process, so that one code path serves all."""
+"""Rank, world size and reductions that do nothing on one process: one code path serves all."""
 
 from typing import Any, TypeVar, cast
 

@@ -158,7 +158,7 @@ class Predictor:
         flip: bool = False,
     ) -> Float32[Tensor, "h w"]:
         """Return the logits of "object" at the image's own size; see `predict_logits`."""
-        _check_arrays(image, strokes)
+        check_arrays(image, strokes)
         return predict_logits(
             self.model,
             image,
@@ -211,7 +211,7 @@ class Predictor:
         return to_mask(logits, strokes, honour_strokes=honour_strokes)
 
 
-def _check_arrays(image: np.ndarray, strokes: np.ndarray) -> None:
+def check_arrays(image: np.ndarray, strokes: np.ndarray) -> None:
     """Raise an `InputError` unless the arrays are what `Predictor` documents."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise InputError(

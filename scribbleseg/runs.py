@@ -16,9 +16,6 @@ One process writes a run at a time; any number may read it, with nothing but thi
 """
 
 # pyarrow ships no types, and most of this file talks to it.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false
 
 import contextlib
 import hashlib

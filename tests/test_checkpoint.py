@@ -300,7 +300,9 @@ def description(**changes: object) -> dict[str, Any]:
         (description(metrics={"miou": "0.5"}), "metric 'miou' is '0.5'"),
         (description(metrics={"miou": True}), "metric 'miou' is True"),
         (description(metrics={"miou": {"a": 1}}), "metric 'miou' is"),
-        (description(metrics={"miou": 10**400}), "too large"),
+        (description(metrics={"miou": 10**400}), "expected a finite number"),
+        (description(metrics={"miou": float("inf")}), "metric 'miou' is inf"),
+        (description(metrics={"miou": float("nan")}), "metric 'miou' is nan"),
     ],
 )
 def test_a_hostile_config_gives_one_line(

@@ -17,7 +17,14 @@ from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, StrokesC
 from scribbleseg.datasets.transforms import normalise
 from scribbleseg.errors import InputError
 from scribbleseg.models import build_model
-from scribbleseg.predict import Predictor, load, predict_folder, predict_logits, to_mask
+from scribbleseg.predict import (
+    Predictor,
+    check_arrays,
+    load,
+    predict_folder,
+    predict_logits,
+    to_mask,
+)
 
 
 class RedAsLogits(nn.Module):
@@ -143,6 +150,8 @@ def test_probabilities_are_the_sigmoid_and_the_mask_is_their_half(predictor: Pre
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-5)
     mask = predictor.predict(image, strokes)
     assert mask.dtype == np.uint8
+    with pytest.raises(InputError, match=r"values \[2\]"):
+        predictor.predict(image, np.full_like(strokes, 2))
     np.testing.assert_array_equal(mask, probabilities > 0.5)
 
 
@@ -155,9 +164,9 @@ def test_probabilities_are_the_sigmoid_and_the_mask_is_their_half(predictor: Pre
         (noise(8, 8), np.full((8, 8), 2, np.uint8), r"strokes: found the values \[2\]"),
     ],
 )
-def test_arrays_that_break_the_contract_are_refused(predictor, image, strokes, expected):
+def test_arrays_that_break_the_contract_are_refused(image, strokes, expected):
     with pytest.raises(InputError, match=expected) as refused:
-        predictor.predict(image, strokes)
+        check_arrays(image, strokes)
     assert "\n" not in str(refused.value)
 
 

@@ -39,7 +39,9 @@ class FinetuneJob:
     launch: LaunchConfig
     """Hardware and storage."""
     name: str | None = None
-    """Name of the run's folder; None: the recipe and a hash of the settings. The same command resumes."""
+    """Name of the run's folder; None: the recipe and a hash of the settings. The same command
+    resumes.
+    """
     fresh: bool = False
     """Start anew, in a folder beside an existing run's."""
     print_config: bool = False
@@ -90,9 +92,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     if not job.config.data.root:
         raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
-    config = replace(
-        job.config, data=replace(job.config.data, root=absolute(job.config.data.root))
-    )
+    config = replace(job.config, data=replace(job.config.data, root=absolute(job.config.data.root)))
     launch = replace(job.launch, storage=absolute(job.launch.storage))
     if launch.is_local:
         # On a cluster the data are where the workers are, and are checked there.

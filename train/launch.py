@@ -72,8 +72,13 @@ class Resources:
 
 
 def absolute(location: str) -> str:
-    """Return a local path made absolute, because workers start elsewhere; URIs stay as they are."""
-    return location if "://" in location else str(Path(location).expanduser().resolve())
+    """Return a local path made absolute, because workers start elsewhere.
+
+    URIs and released:NAME stay as they are.
+    """
+    if "://" in location or location.startswith("released:"):
+        return location
+    return str(Path(location).expanduser().resolve())
 
 
 def start_ray(launch: LaunchConfig) -> None:
@@ -214,7 +219,8 @@ def choose_run(
             wanted = f"{wanted.rsplit('--', 1)[0]}--{number}"
             run = RunFolder.at(launch.storage, wanted)
             number += 1
-    if run.exists() and run.read_json("run.json").get("config") != to_dict(config):
+    record = run.read_json("run.json")
+    if record is not None and record.get("config") != to_dict(config):
         raise InputError(
             f"{launch.storage}/{wanted}: holds a run with other settings; choose another --name, "
             "or --fresh to start anew beside it"
@@ -223,7 +229,7 @@ def choose_run(
 
 
 def git_commit() -> str | None:
-    """Return the commit that this code stands at, with "+changes" if it was edited; None outside git."""
+    """Return the commit of this code, with "+changes" if it was edited; None outside git."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

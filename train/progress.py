@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 
@@ -40,7 +42,7 @@ def make_board() -> Any:
     """Return a handle of a new board actor on the driver's node; it ends with the driver."""
     # It runs beside the driver, so that it is not lost with a worker's node.
     here = ray.get_runtime_context().get_node_id()
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
+    strategy = NodeAffinitySchedulingStrategy(here, soft=True)
     return ray.remote(Board).options(num_cpus=0, scheduling_strategy=strategy).remote()
 
 
@@ -72,7 +74,7 @@ class Watcher:
     def _show(self) -> None:
         try:
             step, num_steps, text, lines = ray.get(self.board.take.remote(), timeout=10)
-        except ray.exceptions.RayError:
+        except RayError:
             # The picture of a run must never be what ends it.
             return
         for line in lines:

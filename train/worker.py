@@ -7,7 +7,8 @@ import importlib.metadata
 import logging
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,19 @@ def _train(payload: dict[str, Any]) -> None:
     precision = autocast_dtype(config.train.precision, device)
     run = RunFolder.at(payload["storage"], payload["name"])
     data = open_data(config)
-    state = init_state(config, device, precision)
-    _resume(run, state)
+    resumed = run.last(hashed=True)
+    # What a resumed run once started from is in its own checkpoint, and may be gone by now.
+    origin = config if resumed is None else replace(config, init_from=None)
+    state = init_state(origin, device, precision)
+    if resumed is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = run.fetch(resumed, Path(scratch) / "resumed")
+            state.load_dict(checkpoints.read_trainer(folder))
     plan = data.plan(config)
     screen = Screen(board=payload["board"], config=config, num_steps=plan.num_steps)
     screen.say(_headline(config, data, state, run, precision))
-    saved_epoch = run.last()
-    record = RunRecord.start(payload, config, data, run, saved_epoch or 0)
+    record = RunRecord.start(payload, config, data, run, resumed or 0)
+    saved_epoch = resumed
     for event in fit(state, data, config, device=device, precision=precision):
         match event:
             case StepDone():
@@ -77,7 +84,7 @@ def _train(payload: dict[str, Any]) -> None:
                 screen.epoch(event)
                 record.epoch(event, state.history)
                 _report(run, event, saved_epoch)
-    record.finish()
+    record.finish(state.history)
     barrier()
 
 
@@ -85,36 +92,30 @@ def _assigned_cpus() -> float:
     return ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
 
 
-def _resume(run: RunFolder, state: TrainState) -> None:
-    """Put the last whole checkpoint into the state, where there is one."""
-    epoch = run.last()
-    if epoch is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            state.load_dict(checkpoints.read_trainer(run.fetch(epoch, Path(folder) / "resume")))
-
-
 def _save(
     run: RunFolder, state: TrainState, config: FinetuneConfig, epoch: int, *, final: bool
 ) -> bool:
     """Write a checkpoint from rank 0; return, on every rank, whether it is whole.
 
-    A disk may be full for a while. The last whole checkpoint stays, and the next save is due soon
-    enough; only the final one is tried again here, and ends the run if it cannot be written.
+    When it cannot be written the last whole one stays, and the next save is due soon enough; only
+    the final one is tried again here, and ends the run if it fails again.
     """
-    written = True
-    if rank() == 0:
-        for attempts_left in (2, 1, 0) if final else (0,):
-            try:
-                _write(run, state, config, epoch)
-                break
-            except OSError as error:
-                written = False
-                if attempts_left:
-                    time.sleep(SECONDS_BEFORE_SAVING_AGAIN)
-                elif final:
-                    raise
-                logger.warning("checkpoint %d could not be written: %s", epoch, error)
+    written = rank() == 0 and _try(lambda: _write(run, state, config, epoch))
+    if final and rank() == 0 and not written:
+        time.sleep(SECONDS_BEFORE_SAVING_AGAIN)
+        _write(run, state, config, epoch)
+        written = True
     return broadcast_flag(written, ray.train.torch.get_device())
+
+
+def _try(write: Callable[[], None]) -> bool:
+    """Call `write`; return whether it worked, and log why not. A disk may be full for a while."""
+    try:
+        write()
+    except OSError as error:
+        logger.warning("could not be written, will be tried again: %s", error)
+        return False
+    return True
 
 
 def _write(run: RunFolder, state: TrainState, config: FinetuneConfig, epoch: int) -> None:
@@ -163,8 +164,9 @@ def _headline(
     resumed = f", going on after step {state.step:,}" if state.step else ""
     return (
         f"{run.name}: {config.model.architecture} ({numbers / 1e6:.1f} M parameters) on "
-        f"{len(data.samples)} images, validated on {data.num_validation}; {config.train.epochs} "
-        f"epochs of {plan.steps_per_epoch} steps; {world_size()} worker(s) on {device.type}{threads}, "
+        f"{len(data.samples)} images, validated on {data.num_validation}; "
+        f"{config.train.epochs} epochs of {plan.steps_per_epoch} steps; "
+        f"{world_size()} worker(s) on {device.type}{threads}, "
         f"{str(precision or torch.float32).removeprefix('torch.')}{resumed}"
     )
 
@@ -231,6 +233,7 @@ class RunRecord:
     ) -> "RunRecord":
         """Write run.json as the run begins, or goes on after `epoch`."""
         before = run.read_json("run.json") or {}
+        spent = float(before.get("wall_time", 0.0))
         facts = {
             "format": 1,
             "kind": "segmentation",
@@ -243,12 +246,10 @@ class RunRecord:
             "seed": config.train.seed,
             "world_size": world_size(),
             "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
-            "wall_time": before.get("wall_time", 0.0),
+            "wall_time": spent,
             "finished": False,
         }
-        record = RunRecord(
-            run=run, facts=facts, writer=None, began=time.monotonic() - facts["wall_time"]
-        )
+        record = RunRecord(run=run, facts=facts, writer=None, began=time.monotonic() - spent)
         if rank() == 0:
             run.write_json("run.json", facts)
             if run.local_path is not None:
@@ -261,18 +262,23 @@ class RunRecord:
         """Write the metrics of all epochs so far."""
         if rank() != 0:
             return
-        self.run.write_metrics(history)
         self.facts["wall_time"] = time.monotonic() - self.began
-        self.run.write_json("run.json", self.facts)
+        # The next epoch writes all of it again, so a full disk costs nothing here.
+        _try(lambda: self.run.write_metrics(history))
+        _try(lambda: self.run.write_json("run.json", self.facts))
+        _try(lambda: self._draw(event))
+
+    def _draw(self, event: EpochDone) -> None:
         if self.writer is not None:
             for key, value in event.metrics.items():
                 self.writer.add_scalar(key, value, event.epoch)
             self.writer.flush()
 
-    def finish(self) -> None:
+    def finish(self, history: list[dict[str, float]]) -> None:
         """Mark the run as finished."""
         if rank() == 0:
             self.facts |= {"finished": True, "wall_time": time.monotonic() - self.began}
+            self.run.write_metrics(history)
             self.run.write_json("run.json", self.facts)
             if self.writer is not None:
                 self.writer.close()

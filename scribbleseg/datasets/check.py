@@ -126,7 +126,11 @@ class CheckReport:
             lines.append("no errors")
         lines.append(_count(len(self.warnings), "warning") + (":" if self.warnings else ""))
         for kind, number in Counter(each.kind for each in self.warnings).most_common():
-            samples = [each.sample for each in self.warnings if each.kind == kind]
+            samples = [
+                each.sample + (f" ({each.detail})" if each.detail else "")
+                for each in self.warnings
+                if each.kind == kind
+            ]
             more = f" and {number - limit} more" if number > limit else ""
             lines.append(f"  {number} x {kind}: {', '.join(samples[:limit])}{more}")
         return "\n".join(lines)
@@ -182,6 +186,7 @@ def check(
         if out is not None and position in shown:
             tiles.append(draw_tile(scene, name, odd[0].kind if odd else ""))
     if out is not None:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
         # Full chroma resolution: thin coloured lines are what the sheet is about.
         write_picture(out, draw_sheet(tiles), "JPEG", quality=90, subsampling=0)
     return CheckReport(

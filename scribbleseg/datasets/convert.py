@@ -81,6 +81,10 @@ class Conversion:
     action: str
     """"copied", or what was changed."""
 
+    def __str__(self) -> str:
+        """Return one line."""
+        return f"{self.path}: {self.action}"
+
 
 def convert(
     root: str | Path,

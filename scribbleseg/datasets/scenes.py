@@ -240,9 +240,12 @@ def require_same_size(path: Path, labels: np.ndarray, image_path: Path, image: n
     """Raise an `InputError` unless labels (h, w) are as large as their image (h, w, 3)."""
     (height, width), (image_height, image_width) = labels.shape, image.shape[:2]
     if (height, width) != (image_height, image_width):
+        # A viewer that turns photographs upright by their EXIF tag swaps width and height.
+        turned = (height, width) == (image_width, image_height)
+        remedy = "store the image upright" if turned else "export both at the same size"
         raise InputError(
             f"{path}: found {width}x{height} pixels, expected {image_width}x{image_height} as in "
-            f"{image_path}; export both at the same size (sizes are never changed for you)"
+            f"{image_path}; {remedy} (sizes are never changed for you)"
         )
 
 

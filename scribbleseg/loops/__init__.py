@@ -1,0 +1,1 @@
+"""Training loops: generators of events that know no files, screens or clusters."""

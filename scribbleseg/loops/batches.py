@@ -103,7 +103,9 @@ class RunData:
             world_size=world_size(),
         )
 
-    def loader(self, config: FinetuneConfig, start_step: int, device: torch.device) -> DataLoader[Any]:
+    def loader(
+        self, config: FinetuneConfig, start_step: int, device: torch.device
+    ) -> DataLoader[Any]:
         """Return one loader for all remaining epochs, so that workers never stop in between."""
         num_workers = config.data.num_workers
         return DataLoader(

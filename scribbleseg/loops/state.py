@@ -1,15 +1,18 @@
 """What a segmentation run remembers between steps, and how it goes in and out of a checkpoint."""
 
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scribbleseg import checkpoint as checkpoints
 from scribbleseg.config import FinetuneConfig, OptimConfig
 from scribbleseg.models import build_model
+from scribbleseg.runs import find_checkpoint
 from scribbleseg.schedules import ema_decay
 
 
@@ -20,7 +23,8 @@ class TrainState:
     model: nn.Module
     """The network that is trained."""
     ema: AveragedModel
-    """Average of its weights and normalisation statistics; this is what is validated and shipped."""
+    """Average of its weights and normalisation statistics; this is what is validated and shipped.
+    """
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     """Scales fp16 losses; does nothing in other precisions."""
@@ -37,15 +41,8 @@ class TrainState:
 
     def update_ema(self, decay: float) -> None:
         """Move the averaged weights towards the present ones; call once per optimiser step."""
-        weight = 1 - ema_decay(self.step, decay=decay)
-
-        def average(averaged: list[Tensor], current: list[Tensor], _: Any) -> None:
-            if averaged[0].is_floating_point():
-                torch._foreach_lerp_(averaged, current, weight)  # pyright: ignore[reportPrivateUsage]
-            else:
-                torch._foreach_copy_(averaged, current)  # pyright: ignore[reportPrivateUsage]
-
-        self.ema.multi_avg_fn = average
+        # The decay warms up with the step, so PyTorch's averaging function is made anew each time.
+        self.ema.multi_avg_fn = get_ema_multi_avg_fn(ema_decay(self.step, decay=decay))
         self.ema.update_parameters(self.model)
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,8 +97,9 @@ def init_state(
         torch.manual_seed(config.train.seed)
         model = build_model(config.model)
     if config.init_from is not None:
-        start = checkpoints.read_model(checkpoints.resolve(config.init_from))
-        checkpoints.transfer(model, start.weights)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = find_checkpoint(config.init_from, Path(scratch) / "start")
+            checkpoints.transfer(model, checkpoints.read_model(folder).weights)
     model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return TrainState(
         model=model,

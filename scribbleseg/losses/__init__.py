@@ -1,0 +1,1 @@
+"""Losses: pure functions, and their weighted sums."""

@@ -19,7 +19,7 @@ BlockType = Callable[[int, int, NormName, int], nn.Module]
 
 
 def make_norm(norm: NormName, channels: int) -> nn.Module:
-    """Return batch normalisation, or group normalisation in groups of 8 channels (arXiv 1803.08494)."""
+    """Return batch normalisation, or group normalisation by 8 channels (arXiv 1803.08494)."""
     match norm:
         case "batch":
             return nn.BatchNorm2d(channels)

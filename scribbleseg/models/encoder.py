@@ -1,8 +1,8 @@
 """The encoder: RGB in, one feature map per resolution level out.
 
-It is a module of its own because DINO pretrains it on RGB alone. Strokes enter through `StrokePath`,
-whose contribution starts at zero, so that a pretrained encoder's weights load unchanged and its
-first features are the pretrained ones.
+It is a module of its own because DINO pretrains it on RGB alone. Strokes enter through
+`StrokePath`, whose contribution starts at zero, so that a pretrained encoder's weights load
+unchanged and its first features are the pretrained ones.
 """
 
 from collections.abc import Sequence

@@ -85,7 +85,7 @@ def styles() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, best_epoch: float | None = None, share: bool = False
+    title: str, lines: Sequence[Line], *, best_epoch: int | None = None, share: bool = False
 ) -> Chart:
     """Draw curves over epochs.
 
@@ -133,7 +133,7 @@ def distribution(title: str, values: Sequence[float]) -> Chart:
         return Chart(title=title, svg=_to_svg(figure), lines=[], note=note)
 
 
-def follow(history: Sequence[Mapping[str, Any]], best_epoch: float | None) -> list[Chart]:
+def follow(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list[Chart]:
     """Return the curves of one run: loss and IoU, as far as there is something to draw.
 
     Args:

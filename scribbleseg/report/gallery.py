@@ -75,14 +75,20 @@ def choose(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
     best = ordered[:count]
     worst = ordered[count:][-count:]
     between = ordered[count : len(ordered) - count]
-    start = (len(between) - count + 1) // 2
+    start = (len(between) - count) // 2
     median = between[start : start + count] if between else []
     groups = {"Best": best, "Median": median, "Worst": worst}
     return {title: group for title, group in groups.items() if group}
 
 
 def hang(
-    predictor: Predictor, scenes: Sequence[ScenePaths], rows: Sequence[Row], *, count: int
+    predictor: Predictor,
+    scenes: Sequence[ScenePaths],
+    rows: Sequence[Row],
+    *,
+    count: int,
+    flip: bool = False,
+    honour_strokes: bool = True,
 ) -> list[Group]:
     """Predict and draw the best, median and worst images.
 
@@ -91,34 +97,34 @@ def hang(
         scenes: Where the images are; holds every stem of `rows`.
         rows: The images' scores.
         count: Images per group.
+        flip: Average with the mirrored input, as the scores were made.
+        honour_strokes: Pixels under a stroke take its label, as the scores were made.
     """
+
+    def exhibit(row: Row, gates: bool) -> Exhibit:
+        scene = read_scene(paths[row.stem])
+        prediction = predictor.predict(
+            scene.image, scene.scribbles, flip=flip, honour_strokes=honour_strokes
+        )
+        attention = draw_attention(predictor, scene) if gates else []
+        return Exhibit(row=row, panels=draw_panels(scene, prediction), attention=attention)
+
     paths = {scene.stem: scene for scene in scenes}
     return [
-        Group(
-            title=title,
-            exhibits=[
-                _exhibit(predictor, read_scene(paths[row.stem]), row, gates=position == 0)
-                for position, row in enumerate(group)
-            ],
-        )
+        Group(title=title, exhibits=[exhibit(row, row is group[0]) for row in group])
         for title, group in choose(rows, count).items()
     ]
 
 
-def _exhibit(predictor: Predictor, scene: Scene, row: Row, *, gates: bool) -> Exhibit:
-    """Draw one image's panels, and with `gates` its attention maps."""
+def draw_panels(scene: Scene, prediction: UInt8[np.ndarray, "h w"]) -> list[Panel]:
+    """Draw image with strokes, truth and prediction of a scene that has a mask."""
     assert scene.mask is not None
-    prediction = predictor.predict(scene.image, scene.scribbles)
     pictures = {
         "Image and strokes": draw_strokes(scene.image, scene.scribbles),
         "Truth": draw_truth(scene.image, scene.mask),
         "Prediction": draw_prediction(scene.image, scene.mask, prediction),
     }
-    return Exhibit(
-        row=row,
-        panels=[Panel(title=name, uri=to_data_uri(rgb, 480)) for name, rgb in pictures.items()],
-        attention=draw_attention(predictor, scene) if gates else [],
-    )
+    return [Panel(title=name, uri=to_data_uri(rgb, 480)) for name, rgb in pictures.items()]
 
 
 def draw_strokes(image: Rgb, scribbles: UInt8[np.ndarray, "h w"]) -> Rgb:
@@ -183,8 +189,8 @@ def draw_attention(predictor: Predictor, scene: Scene) -> list[Panel]:
     return panels
 
 
-def _heat(values: Float32[np.ndarray, "h w"]) -> Rgb:
-    """Return a map as colours from dark blue (its lowest value) to yellow (its highest)."""
+def _heat(values: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Return a map as colours from dark blue (its lowest value) to yellow, enlarged to be seen."""
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / max(high - low, 1e-6) * 255
     heat = cv2.applyColorMap(scaled.astype(np.uint8), cv2.COLORMAP_CIVIDIS)

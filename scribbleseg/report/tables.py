@@ -106,7 +106,7 @@ def difference(evaluation: Evaluation, base: Evaluation | None) -> str:
         return NOTHING
     gains = [row.miou - other.miou for row, other in zip(evaluation.rows, base.rows, strict=True)]
     low, high = bootstrap_interval(gains, np.random.default_rng(BOOTSTRAP_SEED))
-    return f"{sum(gains) / len(gains):+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{sum(gains) / len(gains):+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−")
 
 
 def scores_table(evaluation: Evaluation) -> Table:
@@ -144,7 +144,7 @@ def run_facts(
     versions: Mapping[str, Any] = info.get("versions") or {}
     facts: dict[str, Any] = {
         "Architecture": config.get("model.architecture"),
-        "Parameters": num_parameters and f"{num_parameters / 1e6:.2f} million",
+        "Parameters": num_parameters and millions(num_parameters),
         "Epochs": f"{len(history)} of {planned}" if planned else len(history),
         "Best epoch": best and best.get("epoch"),
         "Wall time": duration(info.get("wall_time")),
@@ -161,6 +161,11 @@ def run_facts(
 
 def _short(digest: Any) -> str | None:
     return str(digest)[:12] if digest else None
+
+
+def millions(count: int) -> str:
+    """Return a count in millions."""
+    return f"{count / 1e6:.2f} million"
 
 
 def share(value: float | None) -> str:

@@ -1,0 +1,1 @@
+"""Strokes: from a mask by simulation, and into the network by encoding."""

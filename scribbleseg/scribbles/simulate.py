@@ -52,9 +52,9 @@ NUM_POINTS = 96
 GRID = 96
 """Pieces are searched on every k-th pixel, so that about GRID x GRID pixels are looked at."""
 
-Grid = Float32[np.ndarray, "gh gw"]
+Grid = Float32[np.ndarray, "_ _"]
 """Depth on every k-th pixel of a part's window: distance to the border, 0 outside the piece."""
-Points = Float64[np.ndarray, "n 2"]
+Points = Float64[np.ndarray, "_ 2"]
 """Points (x, y), in pixels of the part's window or of its grid."""
 
 
@@ -77,7 +77,8 @@ def simulate(
         generator: Every draw comes from it.
         style: `curve`: a parabola; `skeleton`: along the middle; `line`: straight or bent; `mixed`:
             one of the three, drawn once per call.
-        width: Of the strokes, in pixels; rounded, at least 1.
+        width: OpenCV's line thickness, rounded, at least 1. The benchmark's strokes are drawn with
+            3, which covers 5 pixels: OpenCV's lines are about 2 pixels wider than asked for.
         length: Share of each stroke's length that is kept (0, 1].
         count: Most strokes per piece; their number is drawn from 1 to `count`.
         misplaced: Share of each stroke's length that carries the other label [0, 1).
@@ -336,9 +337,9 @@ def _sub_path(path: Points, share: float, generator: np.random.Generator) -> Poi
 
 def _draw(canvas: UInt8[np.ndarray, "h w"], path: Points, label: int, width: float) -> None:
     """Draw a path onto the canvas."""
-    # OpenCV takes fixed-point coordinates: here with 3 binary digits.
-    points = np.rint(path * 8).astype(np.int32)
-    cv2.polylines(canvas, [points], False, label, max(1, round(width)), cv2.LINE_8, 3)
+    # OpenCV draws nothing for a single point, so the last one stands twice.
+    points = np.rint(np.concatenate([path, path[-1:]])).astype(np.int32)
+    cv2.polylines(canvas, [points], False, label, max(1, round(width)))
 
 
 def _largest(region: Bool[np.ndarray, "gh gw"]) -> Bool[np.ndarray, "gh gw"]:

@@ -118,7 +118,11 @@ def test_sizes_that_differ(tiny_root: Path):
     save(tiny_root / "train" / "scribbles" / "a.png", np.full((9, 12), 255, np.uint8))
     with pytest.raises(InputError) as caught:
         read_scene(list_scenes(tiny_root, "train", need_masks=True)[0])
-    one_line(caught, "scribbles", "12x9", "12x8")
+    one_line(caught, "scribbles", "12x9", "12x8", "same size")
+    save(tiny_root / "train" / "scribbles" / "a.png", np.full((12, 8), 255, np.uint8))
+    with pytest.raises(InputError) as caught:
+        read_scene(list_scenes(tiny_root, "train", need_masks=True)[0])
+    one_line(caught, "8x12", "12x8", "upright")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA"])

@@ -1,0 +1,151 @@
+"""What the report knows about a run: its small files, and what its best checkpoint does.
+
+Everything is read from the run's folder and from the data; nothing is written.
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scribbleseg.config import flatten
+from scribbleseg.errors import InputError
+from scribbleseg.evaluate import Evaluation, evaluate, list_scored
+from scribbleseg.predict import Predictor, load
+from scribbleseg.report import gallery
+from scribbleseg.report.gallery import Group
+from scribbleseg.runs import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a run folder says, read from storage alone."""
+
+    name: str
+    """The run's name."""
+    uri: str
+    """Where it is."""
+    info: Mapping[str, Any]
+    """run.json."""
+    history: list[dict[str, Any]]
+    """metrics.jsonl."""
+    best: Mapping[str, Any] | None
+    """best.json; None until something was saved."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its configuration, by dotted keys."""
+        return flatten(self.info.get("config", {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a network does on some images."""
+
+    evaluation: Evaluation
+    """The figures."""
+    groups: list[Group]
+    """The pictures."""
+    num_parameters: int
+    """Of the network."""
+
+
+def read_record(uri: str) -> Record:
+    """Read a run's small files.
+
+    Raises:
+        InputError: Not a run folder.
+    """
+    folder = RunFolder.open(uri)
+    info = folder.read_json("run.json")
+    if info is None or not isinstance(info.get("config"), Mapping):
+        raise InputError(f"{uri}: holds no run.json with a 'config'; expected the folder of a run")
+    return Record(
+        name=folder.name,
+        uri=uri,
+        info=info,
+        history=folder.read_metrics(),
+        best=folder.best(),
+    )
+
+
+def find(record: Record, data_root: str | Path | None, split: str | None, count: int) -> Findings:
+    """Score a run's best checkpoint, and draw some of the images.
+
+    Args:
+        record: The run.
+        data_root: Where the data is; None: where the run read it.
+        split: Split to score; None: the images that the run was validated on.
+        count: Images per group of the gallery.
+
+    Raises:
+        InputError: Nothing was saved, the run did not validate, or the data is not there.
+    """
+    if record.best is None:
+        raise InputError(f"{record.uri}: no checkpoint has been saved yet")
+    if split is None:
+        root, split, fold = validation_part(record)
+    else:
+        root, fold = str(record.settings.get("data.root", "")), None
+    predictor = load(record.uri)
+    evaluation = evaluate(predictor, data_root or root, split, None, fold=fold)
+    return examine(predictor, evaluation, count)
+
+
+def examine(predictor: Predictor, evaluation: Evaluation, count: int) -> Findings:
+    """Draw some of the images that were evaluated."""
+    settings = evaluation.settings
+    scenes = list_scored(
+        settings["root"],
+        settings["split"],
+        fold=settings["fold"],
+        num_folds=predictor.config.data.num_folds,
+    )
+    return Findings(
+        evaluation=evaluation,
+        groups=gallery.hang(
+            predictor,
+            scenes,
+            evaluation.rows,
+            count=count,
+            flip=settings["flip"],
+            honour_strokes=settings["honour_strokes"],
+        ),
+        num_parameters=sum(weight.numel() for weight in predictor.model.parameters()),
+    )
+
+
+def validation_part(record: Record) -> tuple[str, str, int | None]:
+    """Return root, split and fold of the images that a run is validated on.
+
+    Raises:
+        InputError: It is validated on none.
+    """
+    settings = record.settings
+    fold = settings.get("data.fold")
+    split = settings.get("data.split") if fold is not None else settings.get("data.val_split")
+    if split is None:
+        raise InputError("the run was not validated: data.fold and data.val_split are both None")
+    return str(settings.get("data.root", "")), str(split), fold
+
+
+def commands(record: Record) -> list[str]:
+    """Return the commands that train the run again, score it and draw this page.
+
+    Training takes the page's own configuration as a file: a recipe may have changed since.
+    """
+    lines = [shlex.join(["python", "-m", "train.finetune", f"{record.name}.yaml"])]
+    try:
+        root, split, fold = validation_part(record)
+    except InputError:
+        return lines
+    lines.append(evaluate_command(record.uri, root, split, fold))
+    return [*lines, shlex.join(["scribbleseg", "report", record.uri])]
+
+
+def evaluate_command(checkpoint: str, root: str, split: str, fold: int | None) -> str:
+    """Return the command that scores a checkpoint."""
+    words = ["scribbleseg", "evaluate", "--checkpoint", checkpoint, "--data", root]
+    words += ["--split", split] + ([] if fold is None else ["--fold", str(fold)])
+    return shlex.join(words)

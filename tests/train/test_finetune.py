@@ -1,0 +1,145 @@
+"""The command a user types, on a real local Ray: one short run, and what happens around it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scribbleseg.checkpoint import read_trainer
+from scribbleseg.runs import RunFolder
+from tests.loops.test_segment import same
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    "--data.long-side=64", "--data.crop-size=64", "--model.width=8", "--model.depth=3",
+    "--model.norm=group", "--train.batch-size=4", "--train.validate-every=1",
+    "--train.precision=fp32",
+]  # fmt: skip
+
+
+def command(data, storage, name, *arguments):
+    return [
+        sys.executable, "-m", "train.finetune", "demo", f"--data.root={data}",
+        f"--storage={storage}", f"--name={name}", *TINY, *arguments,
+    ]  # fmt: skip
+
+
+def run(*arguments, timeout=280):
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def final_state(storage, name):
+    folder = RunFolder.at(str(storage), name)
+    return read_trainer(Path(folder.checkpoint_path(folder.last())))
+
+
+def test_a_run_from_command_line_to_folder(tiny_data, tmp_path):
+    done = run(tiny_data, tmp_path, "a", "--train.epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert "epoch    2/2" in done.stderr and "mIoU" in done.stderr
+    assert "Traceback" not in done.stderr
+    folder = RunFolder.at(str(tmp_path), "a")
+    assert folder.finished() and folder.checkpoints(hashed=True) == [1, 2]
+    assert [row["epoch"] for row in folder.read_metrics()] == [1, 2]
+    assert folder.best()["metric"] == "miou"
+    record = folder.read_json("run.json")
+    assert record["recipe"] == "demo" and record["world_size"] == 1
+    assert len(record["data_fingerprint"]) == 64
+    assert list((tmp_path / "a" / "tensorboard").iterdir())
+
+    again = run(tiny_data, tmp_path, "a", "--train.epochs=2")
+    assert again.returncode == 0 and "is finished" in again.stdout
+    other = run(tiny_data, tmp_path, "a", "--train.epochs=3")
+    assert other.returncode == 2
+    assert other.stderr.count("\n") == 1 and "other settings" in other.stderr
+
+
+@pytest.mark.slow
+def test_what_a_worker_finds_wrong_is_one_line_and_status_2(tiny_data, tmp_path):
+    data = tmp_path / "data"
+    subprocess.run(["cp", "-r", str(tiny_data), str(data)], check=True)
+    victim = next((data / "train" / "ground_truth").iterdir())
+    victim.write_bytes(victim.read_bytes()[:60])
+    done = run(data, tmp_path / "runs", "bad")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert victim.name in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "bad" / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_started_again_equals_the_undisturbed_one(tiny_data, tmp_path):
+    epochs = "--train.epochs=40"
+    undisturbed = run(tiny_data, tmp_path, "undisturbed", epochs)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    killed = RunFolder.at(str(tmp_path), "killed")
+    driver = subprocess.Popen(
+        command(tiny_data, tmp_path, "killed", epochs),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(lambda: (killed.last() or 0) >= 5, driver)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    # Ray's processes notice that their driver is gone; until then the worker may still write.
+    wait_for(lambda: not train_workers("killed"), None)
+    assert not killed.finished()
+    resumed = run(tiny_data, tmp_path, "killed", epochs)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step" in resumed.stderr
+    assert [row["epoch"] for row in killed.read_metrics()] == list(range(1, 41))
+    assert same(final_state(tmp_path, "undisturbed"), final_state(tmp_path, "killed"))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
+    tiny_data, tmp_path
+):
+    epochs = "--train.epochs=40"
+    assert run(tiny_data, tmp_path, "undisturbed", epochs).returncode == 0
+    disturbed = RunFolder.at(str(tmp_path), "disturbed")
+    driver = subprocess.Popen(
+        command(tiny_data, tmp_path, "disturbed", epochs), cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: (disturbed.last() or 0) >= 5, driver)
+    for worker in train_workers("disturbed"):
+        os.kill(worker, signal.SIGKILL)
+    assert driver.wait(timeout=280) == 0
+    assert [row["epoch"] for row in disturbed.read_metrics()] == list(range(1, 41))
+    assert same(final_state(tmp_path, "undisturbed"), final_state(tmp_path, "disturbed"))
+
+
+@pytest.mark.slow
+def test_two_workers_train_the_same_run(tiny_data, tmp_path):
+    one = run(tiny_data, tmp_path, "one", "--train.epochs=5")
+    two = run(tiny_data, tmp_path, "two", "--train.epochs=5", "--launch.num-workers=2")
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    rows = [RunFolder.at(str(tmp_path), name).read_metrics() for name in ("one", "two")]
+    for a, b in zip(*rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
+        assert a["miou"] == pytest.approx(b["miou"], abs=1e-2)
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert record["world_size"] == 2
+
+
+def train_workers(name: str) -> list[int]:
+    """Process ids of Ray Train's workers; tests run one job at a time."""
+    found = subprocess.run(["pgrep", "-f", "ray::.*TrainWorker"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def wait_for(condition, driver, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert driver is None or driver.poll() is None, "the run ended too early"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)

@@ -1,0 +1,80 @@
+"""Resources, run names and exit statuses; nothing here starts Ray."""
+
+import pytest
+
+from scribbleseg.config import FinetuneConfig, override, to_dict
+from scribbleseg.errors import DivergedError, InputError
+from train.launch import (
+    LaunchConfig,
+    Resources,
+    absolute,
+    choose_run,
+    exit_status,
+    plan_resources,
+)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "nodes", "expected"),
+    [
+        ({}, [(2, 0)], Resources(cpus=2, gpus=0)),
+        ({"num_workers": 2}, [(2, 0)], Resources(cpus=1, gpus=0)),
+        ({"num_workers": 3}, [(8, 0)], Resources(cpus=2, gpus=0)),
+        ({}, [(8, 1)], Resources(cpus=8, gpus=1)),
+        ({"num_workers": 8}, [(0, 0), (48, 4), (48, 4)], Resources(cpus=12, gpus=1)),
+        ({"num_workers": 2, "gpus_per_worker": 0}, [(4, 1)], Resources(cpus=2, gpus=0)),
+        ({"num_workers": 2, "cpus_per_worker": 3}, [(8, 0)], Resources(cpus=3, gpus=0)),
+        ({"num_workers": 3}, [(4, 0), (2, 0)], Resources(cpus=2, gpus=0)),
+    ],
+)
+def test_workers_get_as_much_cpu_as_fits(wishes, nodes, expected):
+    assert plan_resources(LaunchConfig(**wishes), nodes, can_grow=False) == expected
+
+
+def test_workers_that_can_never_be_placed_are_refused_with_numbers():
+    launch = LaunchConfig(num_workers=4, gpus_per_worker=1)
+    with pytest.raises(InputError, match="num_workers is 4, .* 1 GPU .* 16 CPUs and 2 GPUs .* 2"):
+        plan_resources(launch, [(8, 1), (8, 1)], can_grow=False)
+    assert plan_resources(launch, [(8, 1)], can_grow=True) == Resources(cpus=1, gpus=1)
+
+
+@pytest.mark.parametrize("field", ["num_workers", "gpus_per_worker", "cpus_per_worker"])
+def test_impossible_wishes_are_refused_at_birth(field):
+    with pytest.raises(InputError, match=f"launch.{field} is -1"):
+        LaunchConfig(**{field: -1})
+
+
+def test_the_same_settings_find_the_same_run_and_others_are_refused(tmp_path):
+    config, launch = FinetuneConfig(), LaunchConfig(storage=str(tmp_path))
+    name, run = choose_run(config, launch, recipe="cpu", name=None, fresh=False)
+    assert name.startswith("cpu-") and not run.exists()
+    run.write_json("run.json", {"config": to_dict(config), "finished": True})
+    again, run = choose_run(config, launch, recipe="cpu", name=None, fresh=False)
+    assert again == name and run.finished()
+    other = override(config, {"train.seed": 1})
+    assert choose_run(other, launch, recipe="cpu", name=None, fresh=False)[0] != name
+    with pytest.raises(InputError, match="other settings.*--fresh"):
+        choose_run(other, launch, recipe="cpu", name=name, fresh=False)
+    beside, run = choose_run(other, launch, recipe="cpu", name=name, fresh=True)
+    assert beside == f"{name}--2" and not run.exists()
+    run.write_json("run.json", {"config": to_dict(other)})
+    assert choose_run(other, launch, recipe="cpu", name=name, fresh=True)[0] == f"{name}--3"
+
+
+def test_locations_are_made_absolute_and_uris_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute("runs") == str(tmp_path / "runs")
+    assert absolute("s3://bucket/runs") == "s3://bucket/runs"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, 0), (InputError("x"), 2), (DivergedError("x"), 1), (RuntimeError("x"), 1)],
+)
+def test_exit_statuses(error, status, capsys):
+    def command():
+        if error is not None:
+            raise error
+
+    assert exit_status(command) == status
+    assert capsys.readouterr().err == ("" if error is None else "error: x\n")
