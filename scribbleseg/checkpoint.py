@@ -57,7 +57,7 @@ class Checkpoint:
     """Settings of the run that wrote it."""
     weights: dict[str, Tensor]
     """The model's state, on the CPU."""
-    metrics: dict[str, float]
+    metrics: dict[str, float | int]
     """Validation figures at that moment; may be empty."""
 
 
@@ -90,7 +90,7 @@ def write_model(
     *,
     config: FinetuneConfig,
     weights: Mapping[str, Tensor],
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, float | int],
 ) -> None:
     """Write the weights and all that is needed to rebuild the model; the folder is made.
 

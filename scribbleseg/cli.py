@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, assert_never
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
-from scribbleseg.config import parse_arguments
+from scribbleseg.config import DataConfig, parse_arguments
 from scribbleseg.errors import InputError
 
 T = TypeVar("T")
@@ -174,6 +174,8 @@ class Report:
     """Run folders or URIs."""
     data: Path | None = None
     """Folder that holds the splits, if it is not where the run read it."""
+    split: str | None = None
+    """Split to score and to show; None: what the run held out."""
     out: Path | None = None
     """File to write; None: report.html in the first run's folder."""
 
@@ -306,15 +308,10 @@ def check_data(command: DataCheck) -> None:
 
 def predict(command: Predict) -> None:
     """`scribbleseg predict`."""
-    import tempfile
-
     from scribbleseg.predict import load, predict_folder
-    from scribbleseg.runs import find_checkpoint
 
-    with tempfile.TemporaryDirectory() as scratch:
-        predictor = load(find_checkpoint(command.checkpoint, Path(scratch) / "pulled"))
     written = predict_folder(
-        predictor,
+        load(command.checkpoint),
         command.images,
         command.scribbles,
         command.out,
@@ -322,22 +319,17 @@ def predict(command: Predict) -> None:
         flip=command.flip,
         honour_strokes=command.honour_strokes,
     )
-    done = 0
-    for mask in written:
-        done = mask.done
+    num_images = sum(1 for _ in command.images.iterdir())
+    done = sum(1 for _ in bar(written, total=num_images))
     say(f"{command.out}: {done} mask(s)")
 
 
 def evaluate(command: Evaluate) -> None:
     """`scribbleseg evaluate`."""
-    import tempfile
-
     from scribbleseg import evaluate as evaluation
     from scribbleseg.predict import load
-    from scribbleseg.runs import find_checkpoint
 
-    with tempfile.TemporaryDirectory() as scratch:
-        predictor = load(find_checkpoint(command.checkpoint, Path(scratch) / "pulled"))
+    predictor = load(command.checkpoint)
     result = evaluation.evaluate(
         predictor,
         command.data,
@@ -350,7 +342,9 @@ def evaluate(command: Evaluate) -> None:
     )
     say(evaluation.format_table(result))
     if command.out is not None:
-        say(f"written: {command.out}")
+        from scribbleseg.report.page import write_evaluation_page
+
+        say(f"pictures: {write_evaluation_page(predictor, result, command.out)}")
 
 
 def status(command: Status) -> None:
@@ -368,6 +362,14 @@ def status(command: Status) -> None:
         say(f"best {found.best['metric']} {found.best['value']:.4f} at epoch {found.best['epoch']}")
 
 
+def evaluate_command(checkpoint: str, data: DataConfig) -> str:
+    """Return the command that scores a checkpoint on the samples its training held out."""
+    held_out = f"--split {data.split} --fold {data.fold}"
+    if data.fold is None:
+        held_out = f"--split {data.val_split or data.split}"
+    return f"scribbleseg evaluate --checkpoint {checkpoint} --data {data.root} {held_out}"
+
+
 def pull(command: Pull) -> None:
     """`scribbleseg pull`."""
     from scribbleseg.checkpoint import read_model
@@ -379,9 +381,8 @@ def pull(command: Pull) -> None:
     say(to_yaml(found.config).rstrip())
     for name, value in found.metrics.items():
         say(f"{name}: {value:.4f}")
-    data = found.config.data
     say(f"verified: {folder}")
-    say(f"evaluate it: scribbleseg evaluate --checkpoint {folder} --data {data.root}")
+    say(f"evaluate it: {evaluate_command(str(folder), found.config.data)}")
 
 
 def report(command: Report) -> None:
@@ -393,4 +394,4 @@ def report(command: Report) -> None:
     out = command.out or Path(command.runs[0]) / "report.html"
     if command.out is None and "://" in command.runs[0]:
         out = Path("report.html")
-    say(str(write_report(command.runs, out, data_root=command.data)))
+    say(str(write_report(command.runs, out, data_root=command.data, split=command.split)))

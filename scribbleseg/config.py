@@ -184,7 +184,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW (arXiv 1711.05101) with warm-up, cosine decay, clipping and an average of the weights."""
+    """AdamW (arXiv 1711.05101), warm-up and cosine decay, clipping, an average of the weights."""
 
     learning_rate: float = 2e-3
     """Peak learning rate (above 0)."""
@@ -267,7 +267,7 @@ class FinetuneConfig:
             self.data.crop_size % stride == 0,
             "data.crop_size",
             self.data.crop_size,
-            f"a multiple of {stride}, the network's coarsest stride (model.depth {self.model.depth})",
+            f"a multiple of {stride}, the coarsest stride at model.depth {self.model.depth}",
         )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from scribbleseg.cli import evaluate_command
 from scribbleseg.config import (
     FinetuneConfig,
     from_yaml,
@@ -17,6 +18,7 @@ from scribbleseg.config import (
 )
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
+from scribbleseg.report.page import write_report
 from train.launch import (
     LaunchConfig,
     absolute,
@@ -113,11 +115,12 @@ def main(arguments: Sequence[str]) -> None:
         launch,
         name=name,
     )
-    sys.stdout.write(
-        f"done: {launch.storage}/{name}\n"
-        f"evaluate it: scribbleseg evaluate --checkpoint {launch.storage}/{name} "
-        f"--data {config.data.root} --split {config.data.split}\n"
-    )
+    place = f"{launch.storage}/{name}"
+    if run.local_path is not None and launch.is_local:
+        # Elsewhere the data need not be at hand; `scribbleseg report` makes the page there.
+        page = write_report([place], run.local_path / "report.html")
+        sys.stdout.write(f"curves and pictures: {page}\n")
+    sys.stdout.write(f"done: {place}\nevaluate it: {evaluate_command(place, config.data)}\n")
 
 
 if __name__ == "__main__":

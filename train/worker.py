@@ -25,7 +25,7 @@ from scribbleseg.distributed import barrier, broadcast_flag, rank, world_size
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.loops.batches import RunData, open_data
 from scribbleseg.loops.segment import EpochDone, SaveDue, StepDone, fit
-from scribbleseg.loops.state import TrainState, init_state
+from scribbleseg.loops.state import Row, TrainState, init_state
 from scribbleseg.runs import RunFolder
 
 SECONDS_BETWEEN_POSTS = 0.5
@@ -100,10 +100,10 @@ def _save(
     When it cannot be written the last whole one stays, and the next save is due soon enough; only
     the final one is tried again here, and ends the run if it fails again.
     """
-    written = rank() == 0 and _try(lambda: _write(run, state, config, epoch))
+    written = rank() == 0 and _try(lambda: write_checkpoint(run, state, config, epoch))
     if final and rank() == 0 and not written:
         time.sleep(SECONDS_BEFORE_SAVING_AGAIN)
-        _write(run, state, config, epoch)
+        write_checkpoint(run, state, config, epoch)
         written = True
     return broadcast_flag(written, ray.train.torch.get_device())
 
@@ -118,7 +118,7 @@ def _try(write: Callable[[], None]) -> bool:
     return True
 
 
-def _write(run: RunFolder, state: TrainState, config: FinetuneConfig, epoch: int) -> None:
+def write_checkpoint(run: RunFolder, state: TrainState, config: FinetuneConfig, epoch: int) -> None:
     """Write one checkpoint, then the record of the best, then remove what is no longer kept."""
     metrics = state.history[-1] if state.history else {}
     with run.scratch() as folder:
@@ -258,7 +258,7 @@ class RunRecord:
                 record.writer = SummaryWriter(str(folder), purge_step=epoch + 1)
         return record
 
-    def epoch(self, event: EpochDone, history: list[dict[str, float]]) -> None:
+    def epoch(self, event: EpochDone, history: list[Row]) -> None:
         """Write the metrics of all epochs so far."""
         if rank() != 0:
             return
@@ -274,7 +274,7 @@ class RunRecord:
                 self.writer.add_scalar(key, value, event.epoch)
             self.writer.flush()
 
-    def finish(self, history: list[dict[str, float]]) -> None:
+    def finish(self, history: list[Row]) -> None:
         """Mark the run as finished."""
         if rank() == 0:
             self.facts |= {"finished": True, "wall_time": time.monotonic() - self.began}

@@ -23,7 +23,7 @@ from scribbleseg.distributed import (
 from scribbleseg.errors import DivergedError
 from scribbleseg.evaluate import score_scenes
 from scribbleseg.loops.batches import Batch, RunData
-from scribbleseg.loops.state import TrainState
+from scribbleseg.loops.state import Row, TrainState
 from scribbleseg.losses.segmentation import segmentation_loss
 from scribbleseg.metrics import SegmentationMetrics
 from scribbleseg.schedules import warmup_cosine
@@ -62,7 +62,7 @@ class EpochDone:
 
     epoch: int
     """The epoch, from 1."""
-    metrics: dict[str, float]
+    metrics: Row
     """Its row of metrics.jsonl."""
 
 
@@ -237,7 +237,7 @@ def fit(
 
 def _epoch_row(
     state: TrainState, config: FinetuneConfig, steps_per_epoch: int, num_steps: int, epoch: int
-) -> dict[str, float]:
+) -> Row:
     """Return the training half of an epoch's metrics."""
     mean_loss = all_reduce_sum(state.loss_sum) / (steps_per_epoch * world_size())
     return {

@@ -15,6 +15,9 @@ from scribbleseg.models import build_model
 from scribbleseg.runs import find_checkpoint
 from scribbleseg.schedules import ema_decay
 
+# An epoch's line of metrics.jsonl.
+Row = dict[str, float | int]
+
 
 @dataclass(kw_only=True)
 class TrainState:
@@ -36,7 +39,7 @@ class TrainState:
     """Training samples seen, over all ranks."""
     epoch_seconds: float = 0.0
     """Wall time spent in the present epoch before the last interruption."""
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[Row] = field(default_factory=list)
     """One row of metrics per finished epoch."""
 
     def update_ema(self, decay: float) -> None:

@@ -154,17 +154,17 @@ def follow(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list
     return charts
 
 
-def compare(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
+def compare(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[Chart]:
     """Return one chart per metric with all runs in it.
 
     Args:
-        histories: The metrics.jsonl of each run, by name.
+        runs: Name and metrics.jsonl of each; on different storages two may share a name.
     """
     charts: list[Chart] = []
     for key, title in COMPARED.items():
         lines = [
             Line(name, *series(history, key), colour=colour, dash=dash)
-            for (name, history), (colour, dash) in zip(histories.items(), styles(), strict=False)
+            for (name, history), (colour, dash) in zip(runs, styles(), strict=False)
         ]
         if any(line.values for line in lines):
             charts.append(line_chart(title, lines, share=key != "loss"))

@@ -172,7 +172,7 @@ def _run_section(
 def _charts(sections: Sequence[Section]) -> list[Chart]:
     """Return the curves of one run, or those of all runs together."""
     if len(sections) > 1:
-        return curves.compare({section.name: section.history for section in sections})
+        return curves.compare([(section.name, section.history) for section in sections])
     section = sections[0]
     return curves.follow(section.history, section.best["epoch"] if section.best else None)
 

@@ -91,16 +91,35 @@ def simulate(
         style = styles[generator.integers(3)]
     strokes = np.full(mask.shape, UNLABELLED, np.uint8)
     for label in (BACKGROUND, OBJECT):
-        for part in _parts(mask == label, label):
-            canvas = np.full(part.depth.shape, UNLABELLED, np.uint8)
-            for path in _paths(part, style, count, generator):
-                path = _sub_path(path, length, generator)
-                _draw(canvas, path, label, width)
-                if misplaced > 0:
-                    _draw(canvas, _sub_path(path, misplaced, generator), 1 - label, width)
-            drawn = (canvas != UNLABELLED) & (part.depth > 0)
-            strokes[part.window][drawn] = canvas[drawn]
+        region = mask == label
+        canvas = np.full(mask.shape, UNLABELLED, np.uint8)
+        for path in _class_paths(region, label, style, count, generator):
+            path = _sub_path(path, length, generator)
+            _draw(canvas, path, label, width)
+            if misplaced > 0:
+                _draw(canvas, _sub_path(path, misplaced, generator), 1 - label, width)
+        drawn = region & (canvas != UNLABELLED)
+        strokes[drawn] = canvas[drawn]
     return strokes
+
+
+def _class_paths(
+    region: Bool[np.ndarray, "h w"],
+    label: int,
+    style: StrokeStyle,
+    count: int,
+    generator: np.random.Generator,
+) -> Iterator[Points]:
+    """Yield the strokes of a class, in pixels of the image."""
+    # Large images are looked at on every k-th pixel: their strokes are no finer for it.
+    stride = max(1, int(np.sqrt(region.size / REFERENCE_PIXELS)))
+    thinned = np.ascontiguousarray(region[::stride, ::stride])
+    if not thinned.any():
+        stride, thinned = 1, region
+    for part in _parts(thinned, label):
+        origin = (part.window[1].start, part.window[0].start)
+        for path in _paths(part, style, count, generator):
+            yield stride * (path + origin)
 
 
 @dataclass(frozen=True, kw_only=True)

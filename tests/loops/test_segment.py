@@ -98,8 +98,9 @@ def test_stroke_supervision_needs_no_masks(tmp_path):
     assert saved is not None
 
 
-@pytest.mark.parametrize("architecture", ["unet", "attention_resunet"])
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize(
+    ("architecture", "norm"), [("unet", "batch"), ("attention_resunet", "group")]
+)
 def test_a_killed_and_resumed_run_equals_the_undisturbed_one(tiny_data, architecture, norm):
     changes = {"model__architecture": architecture, "model__norm": norm, "train__epochs": 4}
     # One loader worker: what it draws must not depend on when it was started.

@@ -71,7 +71,7 @@ def test_one_run_shows_loss_and_ious_as_far_as_they_exist():
 
 
 def test_runs_are_compared_metric_by_metric():
-    charts = compare({"a": HISTORY, "b": HISTORY[:1]})
+    charts = compare([("a", HISTORY), ("a", HISTORY[:1])])
     assert [chart.title for chart in charts] == [
         "Training loss",
         "mIoU",
@@ -79,7 +79,7 @@ def test_runs_are_compared_metric_by_metric():
         "Background IoU",
     ]
     assert [[line.label for line in chart.lines] for chart in charts] == [
-        ["a", "b"],
+        ["a", "a"],
         ["a"],
         ["a"],
         ["a"],

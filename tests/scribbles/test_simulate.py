@@ -33,7 +33,7 @@ def num_strokes(strokes: np.ndarray, label: int) -> int:
 @pytest.mark.parametrize("seed", range(3))
 def test_strokes_agree_with_the_mask_and_leave_ignored_pixels(seed: int, style: str) -> None:
     mask = blobs(seed, ignore=True)
-    strokes = simulate(mask, np.random.default_rng(seed), style=style, width=5, count=3)
+    strokes = simulate(mask, np.random.default_rng(seed), style=style, width=5.0, count=3)
     drawn = strokes != 255
     assert strokes.dtype == np.uint8
     assert strokes.shape == mask.shape
@@ -75,6 +75,9 @@ def hard_masks() -> dict[str, np.ndarray]:
     frame = np.ones((375, 500), np.uint8)
     frame[1:-1, 1:-1] = 0
     thick_frame = 1 - np.pad(np.ones((345, 470), np.uint8), 15)
+    large = np.zeros((1500, 2001), np.uint8)
+    large[601, 601] = 1  # Between the pixels that are looked at.
+    large[::4, 1000] = 255
     checkers = np.indices((40, 40)).sum(axis=0).astype(np.uint8) % 2
     return {
         "dot": dot,
@@ -83,6 +86,7 @@ def hard_masks() -> dict[str, np.ndarray]:
         "frame": frame,
         "thick frame": thick_frame,
         "checkers": checkers,
+        "large image": large,
         "small image": np.pad(np.ones((5, 5), np.uint8), 3),
         "one row": np.array([[0, 0, 0, 1, 1]], np.uint8),
     }
@@ -153,7 +157,7 @@ def test_a_line_is_straight_or_bent_once() -> None:
     mask[20:350, 20:480] = 1
     straight = 0
     for seed in range(20):
-        strokes = simulate(mask, np.random.default_rng(seed), style="line", width=1)
+        strokes = simulate(mask, np.random.default_rng(seed), style="line", width=1.0)
         points = np.argwhere(strokes == 1)
         spread = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
         straight += bool(spread[1] / np.sqrt(len(points)) < 0.5)
@@ -165,7 +169,7 @@ def test_width_scales_the_area() -> None:
     mask[40:340, 60:440] = 1
     areas = [
         (simulate(mask, np.random.default_rng(0), width=width) == 1).sum()
-        for width in (1, 3, 9, 2.6)
+        for width in (1.0, 3.0, 9.0, 2.6)
     ]
     assert areas[0] < areas[1] == areas[3] < areas[2]
     # OpenCV draws lines of thickness 3 and 9 as 5 and 11 pixels wide.
@@ -183,7 +187,7 @@ def test_length_is_the_share_that_is_kept() -> None:
         ]
         return float(np.mean(areas))
 
-    whole = mean_area(1)
+    whole = mean_area(1.0)
     np.testing.assert_allclose(mean_area(0.5) / whole, 0.5, atol=0.05)
     np.testing.assert_allclose(mean_area(0.1) / whole, 0.1, atol=0.03)
 
@@ -209,6 +213,20 @@ def test_misplaced_is_the_share_with_the_wrong_label(misplaced: float) -> None:
         wrong += int((strokes[drawn] != mask[drawn]).sum())
         total += int(drawn.sum())
     np.testing.assert_allclose(wrong / total, misplaced, atol=0.04)
+
+
+def test_large_images_get_the_same_strokes() -> None:
+    """Lengths scale with the image; the width is the caller's."""
+    mask = blobs(3, 375, 500)
+    large = np.kron(mask, np.ones((4, 4), np.uint8))
+    shares = []
+    for labels, width in ((mask, 3.0), (large, 18.0)):
+        drawn = [
+            simulate(labels, np.random.default_rng(seed), width=width) != 255 for seed in range(5)
+        ]
+        shares.append(np.mean(drawn))
+    # Thickness 18 covers four times the 5 pixels of thickness 3.
+    np.testing.assert_allclose(shares[1] / shares[0], 1, atol=0.1)
 
 
 def test_strokes_match_the_benchmark(benchmark: Path) -> None:
