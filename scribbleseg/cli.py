@@ -276,9 +276,10 @@ def run_data(data: Data) -> None:
                 keep_ignore=command.keep_ignore,
                 progress=bar,
             )
-            for conversion in done:
+            changed = [conversion for conversion in done if conversion.action != "copied"]
+            for conversion in changed:
                 say(str(conversion))
-            say(f"{command.out}: written; {len(done)} file(s) changed")
+            say(f"{command.out}: {len(changed)} of {len(done)} file(s) mended, the rest copied")
         case DataSplit():
             lists = split(
                 command.root,

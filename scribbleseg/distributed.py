@@ -47,6 +47,13 @@ def gather(value: T) -> list[T]:
     return cast(list[T], values)
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Copy rank 0's buffers of `module` to every rank."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:

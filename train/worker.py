@@ -78,7 +78,7 @@ def _train(payload: dict[str, Any]) -> None:
                 screen.step(event)
             case SaveDue():
                 final = event.epoch == config.train.epochs
-                if _save(run, state, config, event.epoch, final=final):
+                if save(run, state, config, event.epoch, final=final, device=device):
                     saved_epoch = event.epoch
             case EpochDone():
                 screen.epoch(event)
@@ -92,8 +92,14 @@ def _assigned_cpus() -> float:
     return ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
 
 
-def _save(
-    run: RunFolder, state: TrainState, config: FinetuneConfig, epoch: int, *, final: bool
+def save(
+    run: RunFolder,
+    state: TrainState,
+    config: FinetuneConfig,
+    epoch: int,
+    *,
+    final: bool,
+    device: torch.device,
 ) -> bool:
     """Write a checkpoint from rank 0; return, on every rank, whether it is whole.
 
@@ -105,7 +111,7 @@ def _save(
         time.sleep(SECONDS_BEFORE_SAVING_AGAIN)
         write_checkpoint(run, state, config, epoch)
         written = True
-    return broadcast_flag(written, ray.train.torch.get_device())
+    return broadcast_flag(written, device)
 
 
 def _try(write: Callable[[], None]) -> bool:

@@ -18,6 +18,7 @@ from scribbleseg.distributed import (
     broadcast_flag,
     data_parallel,
     gather,
+    share_buffers,
     world_size,
 )
 from scribbleseg.errors import DivergedError
@@ -130,11 +131,13 @@ def validate(
     precision: torch.dtype | None,
 ) -> dict[str, float]:
     """Return the metrics of all ranks' validation scenes, each scored at its own size."""
+    # Normalisation statistics differ between ranks; rank 0's are the ones that are saved.
+    share_buffers(model)
     metrics = SegmentationMetrics()
     scenes = (data.cache[index] for index in data.validation)
     for _ in score_scenes(model, scenes, config, device, metrics=metrics, precision=precision):
         pass
-    metrics.reduce()
+    metrics.reduce(device)
     return metrics.compute()
 
 

@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
 from scribbleseg.checkpoint import read_trainer
 from scribbleseg.runs import RunFolder
@@ -44,7 +46,9 @@ def test_a_run_from_command_line_to_folder(tiny_data, tmp_path):
     done = run(tiny_data, tmp_path, "a", "--train.epochs=2")
     assert done.returncode == 0, done.stderr
     assert "epoch    2/2" in done.stderr and "mIoU" in done.stderr
+    assert f"on cpu with {os.cpu_count()} threads" in done.stderr or torch.cuda.is_available()
     assert "Traceback" not in done.stderr
+    assert (tmp_path / "a" / "report.html").stat().st_size > 10_000
     folder = RunFolder.at(str(tmp_path), "a")
     assert folder.finished() and folder.checkpoints(hashed=True) == [1, 2]
     assert [row["epoch"] for row in folder.read_metrics()] == [1, 2]
@@ -88,10 +92,12 @@ def test_a_killed_run_started_again_equals_the_undisturbed_one(tiny_data, tmp_pa
         start_new_session=True,
     )
     wait_for(lambda: (killed.last() or 0) >= 5, driver)
+    workers = train_workers(driver)
+    assert workers
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     # Ray's processes notice that their driver is gone; until then the worker may still write.
-    wait_for(lambda: not train_workers("killed"), None)
+    wait_for(lambda: not any(worker.is_running() for worker in workers), None)
     assert not killed.finished()
     resumed = run(tiny_data, tmp_path, "killed", epochs)
     assert resumed.returncode == 0, resumed.stderr
@@ -111,8 +117,8 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
         command(tiny_data, tmp_path, "disturbed", epochs), cwd=ROOT, stderr=subprocess.DEVNULL
     )
     wait_for(lambda: (disturbed.last() or 0) >= 5, driver)
-    for worker in train_workers("disturbed"):
-        os.kill(worker, signal.SIGKILL)
+    (worker,) = train_workers(driver)
+    worker.kill()
     assert driver.wait(timeout=280) == 0
     assert [row["epoch"] for row in disturbed.read_metrics()] == list(range(1, 41))
     assert same(final_state(tmp_path, "undisturbed"), final_state(tmp_path, "disturbed"))
@@ -131,10 +137,10 @@ def test_two_workers_train_the_same_run(tiny_data, tmp_path):
     assert record["world_size"] == 2
 
 
-def train_workers(name: str) -> list[int]:
-    """Process ids of Ray Train's workers; tests run one job at a time."""
-    found = subprocess.run(["pgrep", "-f", "ray::.*TrainWorker"], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
+def train_workers(driver: subprocess.Popen) -> list[psutil.Process]:
+    """The training processes of the Ray that `driver` started."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    return [process for process in family if "TrainWorker" in " ".join(process.cmdline())]
 
 
 def wait_for(condition, driver, seconds=240):
