@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from scribbleseg.datasets.scenes import BACKGROUND, OBJECT, Scene
 
-# Orange-red, blue and yellow stay apart for colour-blind eyes, and on most photographs.
-OBJECT_COLOUR = (226, 74, 51)
-BACKGROUND_COLOUR = (38, 139, 210)
-OUTLINE_COLOUR = (255, 225, 25)
+# Colours of Okabe and Ito, which stay apart for colour-blind eyes.
+OBJECT_COLOUR = (0, 114, 178)
+BACKGROUND_COLOUR = (230, 159, 0)
+OUTLINE_COLOUR = (204, 121, 167)
 
 TILE_WIDTH, TILE_HEIGHT, CAPTION_HEIGHT, MARGIN, HEADER_HEIGHT = 300, 225, 22, 8, 30
 NUM_COLUMNS = 6

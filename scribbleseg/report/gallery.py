@@ -23,12 +23,13 @@ from scribbleseg.datasets.scenes import (
     ScenePaths,
     read_scene,
 )
+from scribbleseg.datasets.sheet import BACKGROUND_COLOUR, OBJECT_COLOUR
 from scribbleseg.evaluate import Row
 from scribbleseg.predict import Predictor, network_inputs, pad
 
 Rgb = UInt8[np.ndarray, "h w 3"]
 
-BLUE, ORANGE, RED, YELLOW = (0, 114, 178), (230, 159, 0), (213, 94, 0), (240, 228, 66)
+RED, YELLOW = (213, 94, 0), (240, 228, 66)
 WHITE = (255, 255, 255)
 JPEG_QUALITY = 85
 
@@ -132,8 +133,8 @@ def draw_strokes(image: Rgb, scribbles: UInt8[np.ndarray, "h w"]) -> Rgb:
     picture = image.copy()
     width = _line_width(image)
     picture[_grow(scribbles != UNLABELLED, 2 * width)] = WHITE
-    picture[_grow(scribbles == BACKGROUND, width)] = ORANGE
-    picture[_grow(scribbles == OBJECT, width)] = BLUE
+    picture[_grow(scribbles == BACKGROUND, width)] = BACKGROUND_COLOUR
+    picture[_grow(scribbles == OBJECT, width)] = OBJECT_COLOUR
     return picture
 
 
@@ -142,7 +143,7 @@ def draw_truth(image: Rgb, mask: UInt8[np.ndarray, "h w"]) -> Rgb:
     picture = image.copy()
     picture[mask == BACKGROUND] = _mix(image, WHITE, 0.72)[mask == BACKGROUND]
     picture[mask == UNLABELLED] = _mix(image, (128, 128, 128), 0.8)[mask == UNLABELLED]
-    return _outline(picture, mask == OBJECT, BLUE)
+    return _outline(picture, mask == OBJECT, OBJECT_COLOUR)
 
 
 def draw_prediction(
@@ -153,7 +154,7 @@ def draw_prediction(
     picture = _mix(grey, WHITE, 0.35)
     claimed = prediction != 0
     for region, colour, strength in (
-        (claimed & (mask == OBJECT), BLUE, 0.55),
+        (claimed & (mask == OBJECT), OBJECT_COLOUR, 0.55),
         (claimed & (mask == BACKGROUND), RED, 0.75),
         (~claimed & (mask == OBJECT), YELLOW, 0.75),
     ):

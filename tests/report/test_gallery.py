@@ -15,8 +15,8 @@ from scribbleseg.evaluate import Row
 from scribbleseg.models import build_model
 from scribbleseg.predict import Predictor
 from scribbleseg.report.gallery import (
-    BLUE,
-    ORANGE,
+    BACKGROUND_COLOUR,
+    OBJECT_COLOUR,
     choose,
     draw_attention,
     draw_prediction,
@@ -62,8 +62,8 @@ def test_strokes_are_coloured_by_kind_and_the_image_shows_elsewhere():
     strokes = np.full((60, 60), 255, np.uint8)
     strokes[10, 10:50], strokes[40, 10:50] = 1, 0
     picture = draw_strokes(image, strokes)
-    assert tuple(picture[10, 30]) == BLUE
-    assert tuple(picture[40, 30]) == ORANGE
+    assert tuple(picture[10, 30]) == OBJECT_COLOUR
+    assert tuple(picture[40, 30]) == BACKGROUND_COLOUR
     assert tuple(picture[25, 30]) == (90, 90, 90)
     assert (image == 90).all()
 
@@ -76,7 +76,7 @@ def test_truth_keeps_the_object_and_fades_the_rest():
     assert tuple(picture[30, 30]) == (90, 90, 90)
     assert (picture[5, 5] > 180).all()
     assert tuple(picture[55, 5]) == (120, 120, 120)
-    assert tuple(picture[19, 30]) == BLUE
+    assert tuple(picture[19, 30]) == OBJECT_COLOUR
 
 
 def test_prediction_colours_hits_false_alarms_and_misses():
