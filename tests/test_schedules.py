@@ -17,7 +17,7 @@ def test_learning_rate_rises_linearly_then_falls_by_a_cosine_to_zero():
 
 
 def test_no_warmup_starts_at_the_peak():
-    assert warmup_cosine(0, num_steps=10, warmup=0) == 1
+    assert warmup_cosine(0, num_steps=10, warmup=0.0) == 1
 
 
 def test_ema_decay_warms_up_to_its_value():

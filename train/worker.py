@@ -139,7 +139,7 @@ def write_checkpoint(run: RunFolder, state: TrainState, config: FinetuneConfig, 
         metric = "miou" if "miou" in metrics else "epoch"
         best = run.best()
         if best is None or metrics[metric] > best["value"]:
-            run.write_best(epoch, metric, metrics[metric])
+            run.write_best(epoch, metric, float(metrics[metric]))
     run.prune(config.train.keep)
 
 

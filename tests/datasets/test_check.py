@@ -9,6 +9,7 @@ from PIL import Image
 
 from scribbleseg.datasets.check import check, measure, oddities
 from scribbleseg.datasets.scenes import Scene, list_scenes, read_scene
+from scribbleseg.datasets.sheet import OBJECT_COLOUR
 from scribbleseg.errors import InputError
 
 
@@ -43,7 +44,7 @@ def test_a_good_folder(tiny_root: Path, tmp_path: Path):
         assert sheet.format == "JPEG"
         pixels = np.array(sheet.convert("RGB")).astype(int)
     # The object stroke of the first tile is drawn in its colour.
-    assert (np.abs(pixels - (226, 74, 51)).sum(-1) < 30).sum() > 100
+    assert (np.abs(pixels - OBJECT_COLOUR).sum(-1) < 30).sum() > 100
 
 
 def test_every_error_is_collected(tiny_root: Path):

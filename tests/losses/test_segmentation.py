@@ -93,7 +93,7 @@ def test_side_outputs_are_resized_weighted_and_normalised():
 
     expected = (alone(logits) + 0.5 * alone(side) + 0.25 * alone(coarse)) / 1.75
     torch.testing.assert_close(segmentation_loss(logits, (side, coarse), target, config), expected)
-    main_only = segmentation_loss(logits, (side, coarse), target, LossConfig(side=0))
+    main_only = segmentation_loss(logits, (side, coarse), target, LossConfig(side=0.0))
     torch.testing.assert_close(main_only, alone(logits))
 
 
