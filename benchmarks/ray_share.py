@@ -32,7 +32,7 @@ class Share:
 
 
 PLAIN = """
-import sys, torch, os
+import sys
 from pathlib import Path
 from scribbleseg.config import FinetuneConfig, from_yaml
 from scribbleseg.device import autocast_dtype, pick_device
@@ -44,7 +44,6 @@ from train.worker import write_checkpoint
 
 config = from_yaml(FinetuneConfig(), Path(sys.argv[1]))
 run = RunFolder.open(sys.argv[2])
-os.nice(15 - os.nice(0))  # Ray's workers run at this niceness.
 device = pick_device()
 precision = autocast_dtype(config.train.precision, device)
 data, state = open_data(config), init_state(config, device, precision)

@@ -89,6 +89,8 @@ def start_ray(launch: LaunchConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1" if launch.is_local else "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's default of 15 starves training whose threads wait for one another on a busy machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray announces a change of this default at every start; this is the new one.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

@@ -19,12 +19,13 @@ from scribbleseg.config import (
 
 
 def demo() -> FinetuneConfig:
-    """Demo data in about three minutes on 2 cores: a small UNet at 160 pixels."""
+    """The demo data in about two minutes on 2 cores: a small UNet at 160 pixels."""
     return FinetuneConfig(
-        data=DataConfig(long_side=160, crop_size=128),
-        model=ModelConfig(width=8, depth=5),
-        optim=OptimConfig(learning_rate=4e-3, ema_decay=0.98),
-        train=TrainConfig(epochs=30, batch_size=8, validate_every=3),
+        data=DataConfig(long_side=160, crop_size=160),
+        augment=AugmentConfig(strength=0.5),
+        model=ModelConfig(depth=5),
+        optim=OptimConfig(learning_rate=3e-3, ema_decay=0.98),
+        train=TrainConfig(epochs=60, validate_every=5),
     )
 
 
