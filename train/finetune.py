@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from scribbleseg.cli import evaluate_command
+from scribbleseg.cli import evaluate_command, exit_status
 from scribbleseg.config import (
     FinetuneConfig,
     from_yaml,
@@ -23,7 +23,6 @@ from train.launch import (
     LaunchConfig,
     absolute,
     choose_run,
-    exit_status,
     git_commit,
     launch_job,
 )

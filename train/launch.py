@@ -6,7 +6,6 @@ The facts of a cluster live here and nowhere in `scribbleseg`.
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,19 +242,3 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def exit_status(main: Callable[[], None]) -> int:
-    """Run a command and return its exit status: 0 done, 2 the input is wrong, 1 anything else."""
-    try:
-        main()
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except (DivergedError, RuntimeError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
-        return 130
-    return 0

@@ -4,19 +4,20 @@ from typing import assert_never
 
 from scribbleseg.config import ModelConfig
 from scribbleseg.models.attention_unet import AttentionResUNet
+from scribbleseg.models.blocks import ConvBlock, ResidualBlock
 from scribbleseg.models.unet import Output as Output
-from scribbleseg.models.unet import ResUNet, UNet
+from scribbleseg.models.unet import UNet
 
-SegmentationModel = UNet | ResUNet | AttentionResUNet
+SegmentationModel = UNet | AttentionResUNet
 
 
 def build_model(config: ModelConfig) -> SegmentationModel:
     """Return a freshly initialised network for `config`; it draws from torch's global generator."""
     match config.architecture:
         case "unet":
-            return UNet(config)
+            return UNet(config, ConvBlock)
         case "resunet":
-            return ResUNet(config)
+            return UNet(config, ResidualBlock)
         case "attention_resunet":
             return AttentionResUNet(config)
         case _:

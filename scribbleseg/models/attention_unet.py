@@ -55,9 +55,7 @@ class AttentionResUNet(nn.Module):
         self.strokes = StrokePath(config)
         self.decoder = GuidedDecoder(config)
 
-    def forward(
-        self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]
-    ) -> Output:
+    def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:
         """Return logits at input size and, in training, those of every coarser decoder level."""
         decoded, _ = self.decoder(self.encoder(image, self.strokes(strokes)))
         heads = list(self.decoder.heads)

@@ -1,4 +1,4 @@
-"""UNet and ResUNet: encoder, strokes' side path, decoder, head.
+"""UNet and ResUNet, which differ in their block: encoder, strokes' side path, decoder, head.
 
 Design decisions:
 - any height and width of at least 32: levels halve by rounding up, the decoder resizes to each
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scribbleseg.config import ModelConfig
-from scribbleseg.models.blocks import BlockType, ConvBlock, ResidualBlock, UpBlock
+from scribbleseg.models.blocks import BlockType, UpBlock
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 
 
@@ -47,36 +47,20 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """UNet (arXiv 1505.04597), with padded convolutions, normalisation and resized upsampling."""
+    """UNet (arXiv 1505.04597), padded, with normalisation and resized upsampling.
 
-    def __init__(self, config: ModelConfig):
+    With `ConvBlock` it is the paper's; with `ResidualBlock` (arXiv 1512.03385) in encoder and
+    decoder it is ResUNet (arXiv 1711.10684).
+    """
+
+    def __init__(self, config: ModelConfig, block: BlockType):
         super().__init__()
-        self.encoder = Encoder(config, ConvBlock)
+        self.encoder = Encoder(config, block)
         self.strokes = StrokePath(config)
-        self.decoder = Decoder(config, ConvBlock)
+        self.decoder = Decoder(config, block)
         self.head = nn.Conv2d(config.width, 1, 1)
 
-    def forward(
-        self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]
-    ) -> Output:
-        """Return logits at input size from a normalised image and encoded strokes in [0, 1]."""
-        features = self.encoder(image, self.strokes(strokes))
-        return Output(self.head(self.decoder(features)))
-
-
-class ResUNet(nn.Module):
-    """UNet of residual blocks (arXiv 1512.03385) in encoder and decoder (arXiv 1711.10684)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.encoder = Encoder(config, ResidualBlock)
-        self.strokes = StrokePath(config)
-        self.decoder = Decoder(config, ResidualBlock)
-        self.head = nn.Conv2d(config.width, 1, 1)
-
-    def forward(
-        self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]
-    ) -> Output:
+    def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:
         """Return logits at input size from a normalised image and encoded strokes in [0, 1]."""
         features = self.encoder(image, self.strokes(strokes))
         return Output(self.head(self.decoder(features)))

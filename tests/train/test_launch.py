@@ -3,13 +3,12 @@
 import pytest
 
 from scribbleseg.config import FinetuneConfig, override, to_dict
-from scribbleseg.errors import DivergedError, InputError
+from scribbleseg.errors import InputError
 from train.launch import (
     LaunchConfig,
     Resources,
     absolute,
     choose_run,
-    exit_status,
     plan_resources,
 )
 
@@ -65,16 +64,3 @@ def test_locations_are_made_absolute_and_uris_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute("runs") == str(tmp_path / "runs")
     assert absolute("s3://bucket/runs") == "s3://bucket/runs"
-
-
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [(None, 0), (InputError("x"), 2), (DivergedError("x"), 1), (RuntimeError("x"), 1)],
-)
-def test_exit_statuses(error, status, capsys):
-    def command():
-        if error is not None:
-            raise error
-
-    assert exit_status(command) == status
-    assert capsys.readouterr().err == ("" if error is None else "error: x\n")
