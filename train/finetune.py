@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> None:
             "name": name,
         },
         launch,
-        name=name,
+        run,
     )
     place = f"{launch.storage}/{name}"
     if run.local_path is not None and launch.is_local:

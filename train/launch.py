@@ -15,6 +15,7 @@ import ray
 import ray.train
 import ray.train.torch
 import tyro
+from pyarrow.fs import FileType
 
 from scribbleseg.config import config_hash, require, to_dict
 from scribbleseg.errors import DivergedError, InputError
@@ -142,8 +143,7 @@ def launch_job(
     worker: Callable[[dict[str, Any]], dict[str, str]],
     payload: dict[str, Any],
     launch: LaunchConfig,
-    *,
-    name: str,
+    run: RunFolder,
 ) -> None:
     """Run `worker` on every rank with `payload` and show its progress until it has ended.
 
@@ -152,7 +152,7 @@ def launch_job(
             that a restart cannot mend is returned and not raised, so that Ray does not retry it.
         payload: Plain values; "board" is added to it.
         launch: Hardware and storage.
-        name: Of the run's folder under the storage.
+        run: The folder of the run, under the launch's storage.
 
     Raises:
         InputError: what the workers found wrong with the input.
@@ -169,6 +169,7 @@ def launch_job(
         ],
         can_grow=not launch.is_local,
     )
+    forget_ray_state(run)
     board = make_board()
     trainer = ray.train.torch.TorchTrainer(
         worker,
@@ -180,7 +181,7 @@ def launch_job(
             | ({"GPU": resources.gpus} if resources.gpus else {}),
         ),
         run_config=ray.train.RunConfig(
-            name=name,
+            name=run.name,
             storage_path=launch.storage,
             failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
         ),
@@ -194,6 +195,17 @@ def launch_job(
         raise InputError(outcome["input_error"])
     if "diverged" in outcome:
         raise DivergedError(outcome["diverged"])
+
+
+def forget_ray_state(run: RunFolder) -> None:
+    """Remove Ray's own list of the run's checkpoints, which a restarted driver would read.
+
+    It names checkpoints that have since been pruned, and Ray refuses to start without them. The
+    run resumes from what its folder holds, not from that list.
+    """
+    snapshot = f"{run.path}/checkpoint_manager_snapshot.json"
+    if run.filesystem.get_file_info(snapshot).type != FileType.NotFound:
+        run.filesystem.delete_file(snapshot)
 
 
 def _last_words(error: ray.train.TrainingFailedError) -> str:
