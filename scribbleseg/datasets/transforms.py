@@ -118,7 +118,8 @@ class TrainSamples(Dataset[dict[str, Any]]):
 
     def __post_init__(self) -> None:
         """Check that there is a target for every sample."""
-        bare = [entry.stem for entry in self._entries if entry.mask is None]
+        entries = [self.cache.entries[index] for index in self.indices]
+        bare = [entry.stem for entry in entries if entry.mask is None]
         if self.supervision == "mask" and bare:
             raise InputError(
                 f"ground_truth: {len(bare)} of {len(self)} training samples have no mask (first: "
@@ -162,10 +163,6 @@ class TrainSamples(Dataset[dict[str, Any]]):
             "mask": torch.from_numpy(mask),
             "stem": scene.stem,
         }
-
-    @property
-    def _entries(self) -> list[Any]:
-        return [self.cache.entries[index] for index in self.indices]
 
     @cached_property
     def _augmentation(self) -> Augmentation:
