@@ -103,8 +103,8 @@ class StrokesConfig:
     (mixed).
     """
     width: float = 3.0
-    """OpenCV line thickness of simulated strokes on the original image (1 or more); the benchmark's 3
-    covers 5 pixels.
+    """OpenCV line thickness of simulated strokes on the original image (1 or more); the
+    benchmark's 3 covers 5 pixels.
     """
     length: float = 1.0
     """Share of a simulated stroke's length that is kept (0, 1]; 1 keeps all of it."""
