@@ -164,6 +164,7 @@ def compare(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[Cha
     for key, title in COMPARED.items():
         lines = [
             Line(name, *series(history, key), colour=colour, dash=dash)
+            # There are endlessly many styles, so the runs decide how many are taken.
             for (name, history), (colour, dash) in zip(runs, styles(), strict=False)
         ]
         if any(line.values for line in lines):
