@@ -9,10 +9,6 @@ process makes it. albumentations keeps random states of its own, which loader wo
 in every epoch; `Augmentation` replaces them before each call.
 """
 
-# albumentations, OpenCV and NumPy's interop with torch are typed in part only.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 import os
 import random
 from dataclasses import dataclass

@@ -12,10 +12,6 @@ stand in for those of the skeleton; the largest part of a class always gets a st
 same pieces.
 """
 
-# scipy and scikit-image are typed in part only.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
