@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
+import contextlib
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +41,20 @@ def write_scenes(root: Path, split: str, count: int, *, seed: int = 0, masks: bo
         Image.fromarray(strokes).save(root / split / "scribbles" / f"{stem}.png")
         if masks:
             Image.fromarray(mask).save(root / split / "ground_truth" / f"{stem}.png")
+
+
+@contextlib.contextmanager
+def disk_full_after(size: int) -> Iterator[None]:
+    """A stand-in for a full disk: the kernel refuses to let any file grow past `size` bytes.
+
+    Wrap the call under test alone: pytest itself may be writing its log to a file that is longer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,10 @@ import hashlib
 import json
 import os
 import pickle
-import resource
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from scribbleseg.checkpoint import (
 )
 from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, TrainConfig
 from scribbleseg.errors import InputError
+from tests.conftest import disk_full_after
 
 CONFIG = FinetuneConfig(
     data=DataConfig(root="some where/--help", fold=None, val_split="val", long_side=384),
@@ -94,15 +94,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(template: Path, tmp_path: Path) -> Path:
     """A whole checkpoint."""
     return shutil.copytree(template, tmp_path / "checkpoint_0001")
-
-
-@pytest.fixture
-def small_files_only() -> Iterator[None]:
-    """A stand-in for a full disk: the kernel refuses to let any file grow past 4 kB."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def rewrite(folder: Path, name: str, content: bytes) -> None:
@@ -236,19 +227,17 @@ def test_what_is_no_checkpoint_folder_is_named(tmp_path: Path) -> None:
 # A full disk.
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_a_full_disk_is_an_oserror_and_leaves_no_half_file(tmp_path: Path) -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(OSError), disk_full_after(4096):
         write_model(tmp_path, config=CONFIG, weights={"w": torch.zeros(5000)}, metrics={})
-    with pytest.raises(OSError):
+    with pytest.raises(OSError), disk_full_after(4096):
         write_trainer(tmp_path, {"w": torch.zeros(5000)})
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a.json", b"old")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError), disk_full_after(4096):
         write_bytes(tmp_path / "a.json", b"x" * 5000)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_bytes() == b"old"

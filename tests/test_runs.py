@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from scribbleseg import checkpoint
 from scribbleseg.config import FinetuneConfig, to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder, RunStatus, find_checkpoint, pull, status
+from tests.conftest import disk_full_after
 
 
 def build(folder: Path, value: float = 0.0) -> Path:
@@ -329,17 +329,11 @@ def test_a_full_disk_leaves_all_as_it_was_and_saving_again_works(
     finished_run: RunFolder, tmp_path: Path
 ) -> None:
     before = listing(finished_run)
-    # A stand-in for a full disk: the kernel refuses to let any file grow past 1 kB.
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    try:
-        for epoch in (2, 3):
-            with pytest.raises(OSError):
-                save(finished_run, epoch, value=9)
-        with pytest.raises(OSError):
-            finished_run.write_metrics([{"epoch": n, "loss": 0.5} for n in range(1000)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for epoch in (2, 3):
+        with pytest.raises(OSError), disk_full_after(1024):
+            save(finished_run, epoch, value=9)
+    with pytest.raises(OSError), disk_full_after(1024):
+        finished_run.write_metrics([{"epoch": n, "loss": 0.5} for n in range(1000)])
     assert listing(finished_run) == before
     assert finished_run.checkpoints(hashed=True) == [1, 2]
     assert value_in(finished_run, 2, tmp_path) == 2
