@@ -32,10 +32,11 @@ class Share:
 
 
 PLAIN = """
+import os
 import sys
 from pathlib import Path
 from scribbleseg.config import FinetuneConfig, from_yaml
-from scribbleseg.device import autocast_dtype, pick_device
+from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
 from scribbleseg.loops.batches import open_data
 from scribbleseg.loops.segment import EpochDone, SaveDue, fit
 from scribbleseg.loops.state import init_state
@@ -45,6 +46,8 @@ from train.worker import write_checkpoint
 config = from_yaml(FinetuneConfig(), Path(sys.argv[1]))
 run = RunFolder.open(sys.argv[2])
 device = pick_device()
+if device.type == "cpu":
+    prepare_cpu(os.cpu_count())
 precision = autocast_dtype(config.train.precision, device)
 data, state = open_data(config), init_state(config, device, precision)
 for event in fit(state, data, config, device=device, precision=precision):

@@ -1,4 +1,6 @@
-"""Which device computes, and in which precision."""
+"""Which device computes, with how many threads, and in which precision."""
+
+import ctypes
 
 import torch
 
@@ -6,13 +8,33 @@ from scribbleseg.config import Precision
 from scribbleseg.errors import InputError
 
 
-def pick_device() -> torch.device:
-    """Return the best device of this machine: CUDA, then MPS, then CPU."""
-    if torch.cuda.is_available():
+def pick_device(*, gpus: bool = True) -> torch.device:
+    """Return the best device of this machine: CUDA (with `gpus`), then MPS, then CPU."""
+    if gpus and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+# Parameters of glibc's mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
+
+def prepare_cpu(num_threads: int) -> None:
+    """Let this process train on `num_threads` cores; call it where training begins.
+
+    A step on the CPU frees and allocates the same tensors again and again. glibc returns each of
+    them to the kernel, which then clears tens of thousands of pages per step; told to keep what was
+    freed, a step takes about 0.9 of the time, with the same peak memory. Other allocators are left
+    alone.
+    """
+    torch.set_num_threads(num_threads)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_ARENA_MAX, 1)
+        mallopt(_MMAP_THRESHOLD, 2**30)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

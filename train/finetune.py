@@ -18,7 +18,6 @@ from scribbleseg.config import (
 )
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
-from scribbleseg.report.page import write_report
 from train.launch import (
     LaunchConfig,
     absolute,
@@ -27,7 +26,6 @@ from train.launch import (
     launch_job,
 )
 from train.recipes import RECIPES
-from train.worker import train_worker
 
 PROG = "python -m train.finetune"
 
@@ -98,6 +96,9 @@ def main(arguments: Sequence[str]) -> None:
     if launch.is_local:
         # On a cluster the data are where the workers are, and are checked there.
         list_scenes(config.data.root, config.data.split, need_masks=False)
+    # Imported here because it brings Ray, which `--help` and loader processes do without.
+    from train.worker import train_worker
+
     name, run = choose_run(config, launch, recipe=recipe, name=job.name, fresh=job.fresh)
     if run.finished():
         sys.stdout.write(f"{launch.storage}/{name} is finished; --fresh trains anew beside it\n")
@@ -117,6 +118,8 @@ def main(arguments: Sequence[str]) -> None:
     place = f"{launch.storage}/{name}"
     if run.local_path is not None and launch.is_local:
         # Elsewhere the data need not be at hand; `scribbleseg report` makes the page there.
+        from scribbleseg.report.page import write_report
+
         page = write_report([place], run.local_path / "report.html")
         sys.stdout.write(f"curves and pictures: {page}\n")
     sys.stdout.write(f"done: {place}\nevaluate it: {evaluate_command(place, config.data)}\n")

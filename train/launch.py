@@ -1,6 +1,7 @@
 """From a training function to a finished Ray Train job: cluster, resources, folder, exit status.
 
-The facts of a cluster live here and nowhere in `scribbleseg`.
+The facts of a cluster live here and nowhere in `scribbleseg`. Ray is imported where it is used:
+`--help` answers at once, and loader processes, which import the main module, start light.
 """
 
 import logging
@@ -11,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import ray
-import ray.train
-import ray.train.torch
+import torch
 import tyro
 from pyarrow.fs import FileType
 
 from scribbleseg.config import config_hash, require, to_dict
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.runs import RunFolder
-from train.progress import Watcher, make_board
+from train.progress import Board, RemoteBoard, Watcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,9 @@ class LaunchConfig:
     """Where and on how much hardware a job runs; it never changes what the job computes."""
 
     num_workers: int = 1
-    """Training processes; each is one rank of DDP (1 or more)."""
+    """Training processes; each is one rank of DDP (1 or more). A single one without a cluster is
+    this process, in Ray Train's local mode.
+    """
     gpus_per_worker: int | None = None
     """GPUs of each worker; None: one where the cluster has any, else none."""
     cpus_per_worker: int | None = None
@@ -62,6 +63,36 @@ class LaunchConfig:
         """Whether Ray will be started on this machine, for this job alone."""
         return self.address is None and "RAY_ADDRESS" not in os.environ
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether training runs in this process: there is nothing for Ray's own ones to do.
+
+        On 2 cores those take a tenth of the time of training, and half a minute to start.
+        """
+        return self.is_local and self.num_workers == 1
+
+
+# Environment variables that Ray reads when it starts; the user's own are never overwritten.
+CLUSTER = {
+    # Ray polls its workers this often; at its default of 2 s every report costs 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray announces a change of this default at every start; this is the new one.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# On the only machine, Ray's own processes take time from training: what serves a cluster is off.
+ALONE = {
+    # Ray's default of 15 starves training whose threads wait for one another on a busy machine.
+    "RAY_worker_niceness": "0",
+    # Nobody takes this machine back with notice.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # No Prometheus reads the metrics that every process would gather.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "10000",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -83,16 +114,12 @@ def absolute(location: str) -> str:
 
 def start_ray(launch: LaunchConfig) -> None:
     """Connect to the cluster, or start Ray on this machine; the settings are those of ray.md."""
+    import ray
+
     if ray.is_initialized():
         return
-    # Ray polls its workers this often; at its default of 2 s every report costs 2 s.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1" if launch.is_local else "0.5")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's default of 15 starves training whose threads wait for one another on a busy machine.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray announces a change of this default at every start; this is the new one.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in (CLUSTER | (ALONE if launch.is_local else {})).items():
+        os.environ.setdefault(name, value)
     try:
         ray.init(address=launch.address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
@@ -150,7 +177,7 @@ def launch_job(
     Args:
         worker: Returns {} when done, or its last words under "input_error" or "diverged": a fault
             that a restart cannot mend is returned and not raised, so that Ray does not retry it.
-        payload: Plain values; "board" is added to it.
+        payload: Plain values; "board", "cpus" and "gpus" are added to it.
         launch: Hardware and storage.
         run: The folder of the run, under the launch's storage.
 
@@ -159,27 +186,38 @@ def launch_job(
         DivergedError: the loss is no longer a number.
         RuntimeError: the job failed more often than `launch.max_failures`.
     """
-    start_ray(launch)
-    resources = plan_resources(
-        launch,
-        [
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    # Ray tells of every report; what a person needs is on the board.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if launch.is_alone:
+        resources = plan_resources(launch, [this_machine()], can_grow=False)
+        board = Board()
+        # Ray Train's local mode: the same function and reports, in this process.
+        scaling = ray.train.ScalingConfig(num_workers=0, use_gpu=resources.gpus > 0)
+    else:
+        start_ray(launch)
+        nodes = [
             (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
             for node in ray.nodes()
             if node["Alive"]
-        ],
-        can_grow=not launch.is_local,
-    )
-    forget_ray_state(run)
-    board = make_board()
-    trainer = ray.train.torch.TorchTrainer(
-        worker,
-        train_loop_config=payload | {"board": board},
-        scaling_config=ray.train.ScalingConfig(
+        ]
+        resources = plan_resources(launch, nodes, can_grow=not launch.is_local)
+        board = RemoteBoard()
+        scaling = ray.train.ScalingConfig(
             num_workers=launch.num_workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker={"CPU": resources.cpus}
             | ({"GPU": resources.gpus} if resources.gpus else {}),
-        ),
+        )
+        forget_ray_state(run)
+    trainer = ray.train.torch.TorchTrainer(
+        worker,
+        train_loop_config=payload
+        | {"board": board, "cpus": resources.cpus, "gpus": resources.gpus},
+        scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=run.name,
             storage_path=launch.storage,
@@ -197,6 +235,12 @@ def launch_job(
         raise DivergedError(outcome["diverged"])
 
 
+def this_machine() -> tuple[int, int]:
+    """Return the CPU cores that this process may use, and the GPUs."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cpus, torch.cuda.device_count()
+
+
 def forget_ray_state(run: RunFolder) -> None:
     """Remove Ray's own list of the run's checkpoints, which a restarted driver would read.
 
@@ -208,7 +252,7 @@ def forget_ray_state(run: RunFolder) -> None:
         run.filesystem.delete_file(snapshot)
 
 
-def _last_words(error: ray.train.TrainingFailedError) -> str:
+def _last_words(error: Exception) -> str:
     """Return the first worker's own error in one line."""
     failures = getattr(error, "worker_failures", {})
     first: object = next(iter(failures.values()), error)

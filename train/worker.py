@@ -12,23 +12,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from scribbleseg import checkpoint as checkpoints
 from scribbleseg.config import FinetuneConfig, config_hash, from_dict, to_dict
-from scribbleseg.device import autocast_dtype
+from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
 from scribbleseg.distributed import barrier, broadcast_flag, rank, world_size
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.loops.batches import RunData, open_data
 from scribbleseg.loops.segment import EpochDone, SaveDue, StepDone, fit
 from scribbleseg.loops.state import Row, TrainState, init_state
 from scribbleseg.runs import RunFolder
+from train.progress import Board, RemoteBoard
 
-SECONDS_BETWEEN_POSTS = 0.5
+SECONDS_BETWEEN_POSTS = 1.0
 SECONDS_BEFORE_SAVING_AGAIN = 30.0
 VERSIONED = ("scribbleseg", "torch", "ray", "albumentations", "numpy")
 
@@ -39,7 +40,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, str]:
     """Train one rank of the run that `payload` describes; see `train.launch.launch_job`.
 
     Args:
-        payload: "config" (a dictionary), "recipe", "git_commit", "storage", "name", "board".
+        payload: "config" (a dictionary), "recipe", "git_commit", "storage", "name", "board",
+            "cpus", "gpus".
     """
     try:
         _train(payload)
@@ -52,10 +54,10 @@ def train_worker(payload: dict[str, Any]) -> dict[str, str]:
 
 def _train(payload: dict[str, Any]) -> None:
     config = from_dict(FinetuneConfig, payload["config"])
-    device = ray.train.torch.get_device()
+    device = worker_device(payload)
     if device.type == "cpu":
         # Ray sets OMP_NUM_THREADS only where nothing else has; this decides the speed on CPUs.
-        torch.set_num_threads(max(1, int(_assigned_cpus())))
+        prepare_cpu(payload["cpus"])
     precision = autocast_dtype(config.train.precision, device)
     run = RunFolder.at(payload["storage"], payload["name"])
     data = open_data(config)
@@ -69,7 +71,7 @@ def _train(payload: dict[str, Any]) -> None:
             state.load_dict(checkpoints.read_trainer(folder))
     plan = data.plan(config)
     screen = Screen(board=payload["board"], config=config, num_steps=plan.num_steps)
-    screen.say(_headline(config, data, state, run, precision))
+    screen.say(_headline(config, data, state, run, device, precision))
     record = RunRecord.start(payload, config, data, run, resumed or 0)
     saved_epoch = resumed
     for event in fit(state, data, config, device=device, precision=precision):
@@ -88,8 +90,11 @@ def _train(payload: dict[str, Any]) -> None:
     barrier()
 
 
-def _assigned_cpus() -> float:
-    return ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+def worker_device(payload: dict[str, Any]) -> torch.device:
+    """Return the device that this rank computes on: Ray's choice where it runs several."""
+    if dist.is_initialized():
+        return ray.train.torch.get_device()
+    return pick_device(gpus=payload["gpus"] > 0)
 
 
 def save(
@@ -160,12 +165,12 @@ def _headline(
     data: RunData,
     state: TrainState,
     run: RunFolder,
+    device: torch.device,
     precision: torch.dtype | None,
 ) -> str:
     """Return what a run is about to do, in one line."""
     plan = data.plan(config)
     numbers = sum(parameter.numel() for parameter in state.model.parameters())
-    device = ray.train.torch.get_device()
     threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     resumed = f", going on after step {state.step:,}" if state.step else ""
     return (
@@ -181,7 +186,7 @@ def _headline(
 class Screen:
     """Posts rank 0's progress to the driver's board, not more often than eyes can follow."""
 
-    board: Any
+    board: Board | RemoteBoard
     config: FinetuneConfig
     num_steps: int
     posted: float = 0.0
@@ -190,7 +195,7 @@ class Screen:
     def say(self, line: str) -> None:
         """Show a line that stays."""
         if rank() == 0:
-            self.board.say.remote(line)
+            self.board.say(line)
 
     def step(self, event: StepDone) -> None:
         """Show a step, if the last one shown is old enough."""
@@ -201,7 +206,7 @@ class Screen:
         text = f"epoch {event.epoch}/{self.config.train.epochs} loss {event.loss.item():.3f}"
         if self.miou is not None:
             text += f" mIoU {self.miou:.3f}"
-        self.board.post.remote(event.step, self.num_steps, text)
+        self.board.post(event.step, self.num_steps, text)
 
     def epoch(self, event: EpochDone) -> None:
         """Show the figures of an epoch."""

@@ -65,13 +65,15 @@ def test_a_run_from_command_line_to_folder(tiny_data, tmp_path):
     assert other.stderr.count("\n") == 1 and "other settings" in other.stderr
 
 
-@pytest.mark.slow
-def test_what_a_worker_finds_wrong_is_one_line_and_status_2(tiny_data, tmp_path):
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, id="here"), pytest.param(2, id="ray", marks=pytest.mark.slow)]
+)
+def test_what_a_worker_finds_wrong_is_one_line_and_status_2(tiny_data, tmp_path, workers):
     data = tmp_path / "data"
     subprocess.run(["cp", "-r", str(tiny_data), str(data)], check=True)
     victim = next((data / "train" / "ground_truth").iterdir())
     victim.write_bytes(victim.read_bytes()[:60])
-    done = run(data, tmp_path / "runs", "bad")
+    done = run(data, tmp_path / "runs", "bad", f"--launch.num-workers={workers}")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert victim.name in done.stderr and "Traceback" not in done.stderr
@@ -79,27 +81,28 @@ def test_what_a_worker_finds_wrong_is_one_line_and_status_2(tiny_data, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_killed_run_started_again_equals_the_undisturbed_one(tiny_data, tmp_path):
-    epochs = "--train.epochs=40"
-    undisturbed = run(tiny_data, tmp_path, "undisturbed", epochs)
+@pytest.mark.parametrize("workers", [pytest.param(1, id="here"), pytest.param(2, id="ray")])
+def test_a_killed_run_started_again_equals_the_undisturbed_one(tiny_data, tmp_path, workers):
+    settings = ("--train.epochs=40", f"--launch.num-workers={workers}")
+    undisturbed = run(tiny_data, tmp_path, "undisturbed", *settings)
     assert undisturbed.returncode == 0, undisturbed.stderr
     killed = RunFolder.at(str(tmp_path), "killed")
     driver = subprocess.Popen(
-        command(tiny_data, tmp_path, "killed", epochs),
+        command(tiny_data, tmp_path, "killed", *settings),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     wait_for(lambda: (killed.last() or 0) >= 5, driver)
-    workers = train_workers(driver)
-    assert workers
+    ray_workers = train_workers(driver)
+    assert len(ray_workers) == (workers if workers > 1 else 0)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    # Ray's processes notice that their driver is gone; until then the worker may still write.
-    wait_for(lambda: not any(worker.is_running() for worker in workers), None)
+    # Ray's processes notice that their driver is gone; until then a worker may still write.
+    wait_for(lambda: not any(worker.is_running() for worker in ray_workers), None)
     assert not killed.finished()
-    resumed = run(tiny_data, tmp_path, "killed", epochs)
+    resumed = run(tiny_data, tmp_path, "killed", *settings)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after step" in resumed.stderr
     assert [row["epoch"] for row in killed.read_metrics()] == list(range(1, 41))
@@ -110,21 +113,19 @@ def test_a_killed_run_started_again_equals_the_undisturbed_one(tiny_data, tmp_pa
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
     tiny_data, tmp_path
 ):
-    epochs = "--train.epochs=40"
-    assert run(tiny_data, tmp_path, "undisturbed", epochs).returncode == 0
+    settings = ("--train.epochs=40", "--launch.num-workers=2")
+    assert run(tiny_data, tmp_path, "undisturbed", *settings).returncode == 0
     disturbed = RunFolder.at(str(tmp_path), "disturbed")
     driver = subprocess.Popen(
-        command(tiny_data, tmp_path, "disturbed", epochs), cwd=ROOT, stderr=subprocess.DEVNULL
+        command(tiny_data, tmp_path, "disturbed", *settings), cwd=ROOT, stderr=subprocess.DEVNULL
     )
     wait_for(lambda: (disturbed.last() or 0) >= 5, driver)
-    (worker,) = train_workers(driver)
-    worker.kill()
+    train_workers(driver)[0].kill()
     assert driver.wait(timeout=280) == 0
     assert [row["epoch"] for row in disturbed.read_metrics()] == list(range(1, 41))
     assert same(final_state(tmp_path, "undisturbed"), final_state(tmp_path, "disturbed"))
 
 
-@pytest.mark.slow
 def test_two_workers_train_the_same_run(tiny_data, tmp_path):
     one = run(tiny_data, tmp_path, "one", "--train.epochs=5")
     two = run(tiny_data, tmp_path, "two", "--train.epochs=5", "--launch.num-workers=2")
