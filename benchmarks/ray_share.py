@@ -38,8 +38,9 @@ from pathlib import Path
 from scribbleseg.config import FinetuneConfig, from_yaml
 from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
 from scribbleseg.loops.batches import open_data
-from scribbleseg.loops.segment import EpochDone, SaveDue, fit
+from scribbleseg.loops.segment import fit
 from scribbleseg.loops.state import init_state
+from scribbleseg.loops.steps import EpochDone, SaveDue
 from scribbleseg.runs import RunFolder
 from train.worker import write_checkpoint
 
@@ -55,7 +56,7 @@ for event in fit(state, data, config, device=device, precision=precision):
         case SaveDue():
             write_checkpoint(run, state, config, event.epoch)
         case EpochDone():
-            run.write_metrics(state.history)
+            run.write_metrics(state.progress.history)
 """
 
 

@@ -31,7 +31,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from scribbleseg.config import FinetuneConfig, flatten, from_dict, to_dict
+from scribbleseg.config import FinetuneConfig, PretrainConfig, flatten, from_dict, to_dict
 from scribbleseg.errors import InputError
 
 FORMAT = 1
@@ -44,19 +44,23 @@ BEST = "best.json"
 RELEASED = Path(__file__).parent / "released"
 """Folder of the checkpoints that ship with the package."""
 
-_KIND = "segmentation"
+# What a checkpoint is of, and the settings of the runs that write such ones.
+_KINDS: dict[str, type[FinetuneConfig | PretrainConfig]] = {
+    "segmentation": FinetuneConfig,
+    "dino": PretrainConfig,
+}
 _MAX_JSON_BYTES = 1_000_000
 _MAX_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What prediction needs of a checkpoint."""
+    """What prediction, or a run that starts from it, needs of a checkpoint."""
 
-    config: FinetuneConfig
-    """Settings of the run that wrote it."""
+    config: FinetuneConfig | PretrainConfig
+    """Settings of the run that wrote it; they tell what it is of."""
     weights: dict[str, Tensor]
-    """The model's state, on the CPU."""
+    """State of the segmentation network, or of the pretrained encoder; on the CPU."""
     metrics: dict[str, float | int]
     """Validation figures at that moment; may be empty."""
 
@@ -88,7 +92,7 @@ class Transfer:
 def write_model(
     folder: Path,
     *,
-    config: FinetuneConfig,
+    config: FinetuneConfig | PretrainConfig,
     weights: Mapping[str, Tensor],
     metrics: Mapping[str, float | int],
 ) -> None:
@@ -113,7 +117,7 @@ def write_model(
     description = {
         "format": FORMAT,
         "version": importlib.metadata.version("scribbleseg"),
-        "kind": _KIND,
+        "kind": next(kind for kind, settings in _KINDS.items() if isinstance(config, settings)),
         "config": to_dict(config),
         "metrics": {name: float(value) for name, value in metrics.items()},
     }
@@ -207,7 +211,7 @@ def verify(folder: Path, *, hashed: Collection[str] | None = None) -> list[str]:
 
 
 def read_model(folder: Path) -> Checkpoint:
-    """Read what prediction needs.
+    """Read weights and settings.
 
     Raises:
         InputError: not a checkpoint folder, not whole, of another format number, or damaged.
@@ -216,10 +220,11 @@ def read_model(folder: Path) -> Checkpoint:
     path = folder / CONFIG
     tree = parse_json(_read_small(path), str(path))
     _require_format(tree, str(path))
-    if tree.get("kind") != _KIND:
-        raise InputError(f"{path}: kind is {_shown(tree.get('kind'))}, expected {_KIND!r}")
+    kind = tree.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise InputError(f"{path}: kind is {_shown(kind)}, expected {' or '.join(_KINDS)}")
     return Checkpoint(
-        config=_parse_config(tree.get("config"), path),
+        config=_parse_config(tree.get("config"), _KINDS[kind], path),
         weights=_read_weights(folder / MODEL),
         metrics=_parse_metrics(tree.get("metrics"), path),
     )
@@ -444,16 +449,18 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not readable as safetensors ({_one_line(error)})") from None
 
 
-def _parse_config(tree: object, path: Path) -> FinetuneConfig:
+def _parse_config(
+    tree: object, settings: type[FinetuneConfig | PretrainConfig], path: Path
+) -> FinetuneConfig | PretrainConfig:
     if not isinstance(tree, dict):
         raise InputError(f"{path}: 'config' is {_shown(tree)}, expected the settings of a run")
     try:
         # Compared first: a foreign key must not reach the command-line parser, as "help" would.
-        known = flatten(to_dict(FinetuneConfig()))
+        known = flatten(to_dict(settings()))
         unknown = [key for key in flatten(cast(dict[str, Any], tree)) if key not in known]
         if unknown:
             raise InputError(f"unknown settings in 'config': {_list(unknown)}")
-        return from_dict(FinetuneConfig, cast(dict[str, Any], tree))
+        return from_dict(settings, cast(dict[str, Any], tree))
     except (InputError, RecursionError) as error:
         raise InputError(f"{path}: {_one_line(error)}") from None
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, assert_never
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
-from scribbleseg.config import DataConfig, parse_arguments
+from scribbleseg.config import DataConfig, FinetuneConfig, parse_arguments
 from scribbleseg.errors import InputError
 
 T = TypeVar("T")
@@ -383,7 +383,10 @@ def pull(command: Pull) -> None:
     for name, value in found.metrics.items():
         say(f"{name}: {value:.4f}")
     say(f"verified: {folder}")
-    say(f"evaluate it: {evaluate_command(str(folder), found.config.data)}")
+    if isinstance(found.config, FinetuneConfig):
+        say(f"evaluate it: {evaluate_command(str(folder), found.config.data)}")
+    else:
+        say(f"fine-tune it: python -m train.finetune RECIPE --init-from {folder}")
 
 
 def report(command: Report) -> None:

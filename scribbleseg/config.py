@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 import tyro
 import yaml
@@ -24,7 +24,8 @@ from scribbleseg.errors import InputError
 
 Encoding = Literal["raw", "disc", "distance"]
 StrokeStyle = Literal["curve", "skeleton", "line", "mixed"]
-Architecture = Literal["unet", "resunet", "attention_resunet"]
+Architecture = Literal["unet", "resunet", "attention_resunet", "vit_unet"]
+VitSize = Literal["tiny", "small"]
 NormName = Literal["batch", "group"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -146,13 +147,21 @@ class ModelConfig:
     """The network."""
 
     architecture: Architecture = "unet"
-    """unet, resunet (residual blocks), attention_resunet (and gated skips, guided decoder)."""
+    """unet, resunet (residual blocks), attention_resunet (and gated skips, guided decoder), or
+    vit_unet (vision transformer as encoder).
+    """
     width: int = 16
     """Channels of the first level; each level doubles them, up to 16 x width (a multiple of 8)."""
     depth: int = 6
-    """Number of resolution levels; the coarsest has stride 2^(depth - 1) (2 to 6)."""
+    """Number of resolution levels; the coarsest has stride 2^(depth - 1) (2 to 6). vit_unet does not
+    use it: there the coarsest stride is the patch size.
+    """
     norm: NormName = "batch"
     """Normalisation: batch, or group (independent of the batch size)."""
+    vit: VitSize = "tiny"
+    """Size of vit_unet's transformer: tiny (192 channels) or small (384), both of 12 blocks."""
+    patch_size: int = 16
+    """Side of vit_unet's patches, in network pixels (8 or 16)."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -160,6 +169,7 @@ class ModelConfig:
             self.width >= 8 and self.width % 8 == 0, "model.width", self.width, "a multiple of 8"
         )
         require(2 <= self.depth <= 6, "model.depth", self.depth, "2 to 6")
+        require(self.patch_size in (8, 16), "model.patch_size", self.patch_size, "8 or 16 pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +208,12 @@ class OptimConfig:
     """Share of all steps over which the learning rate rises linearly from 0 [0, 1)."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm (above 0)."""
+    encoder_scale: float = 1.0
+    """The encoder's learning rate is this times that of the rest (0 or more); below 1 for a
+    pretrained one.
+    """
+    frozen_encoder_epochs: int = 0
+    """Epochs at the beginning in which the encoder's weights stay as they are (0 or more)."""
     ema_decay: float = 0.998
     """Decay per step of the averaged weights, which are the ones validated and shipped [0, 1)."""
 
@@ -208,6 +224,8 @@ class OptimConfig:
         require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 or more, below 1")
         require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0")
         require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "0 or more, below 1")
+        for key in ("encoder_scale", "frozen_encoder_epochs"):
+            require(getattr(self, key) >= 0, f"optim.{key}", getattr(self, key), "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +236,10 @@ class TrainConfig:
     """Passes over the training samples (1 or more)."""
     batch_size: int = 8
     """Images per optimiser step over all workers together (1 or more)."""
+    accumulate: int = 1
+    """Parts that each worker cuts its share of a batch into, one after the other, to fit its memory
+    (1 or more).
+    """
     seed: int = 0
     """Seed of the weights, the order of samples, the augmentation and the simulated strokes."""
     precision: Precision = "auto"
@@ -235,7 +257,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for key in ("epochs", "batch_size", "validate_every", "keep"):
+        for key in ("epochs", "batch_size", "accumulate", "validate_every", "keep"):
             require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "1 or more")
         require(self.seed >= 0, "train.seed", self.seed, "0 or more")
         require(self.save_minutes > 0, "train.save_minutes", self.save_minutes, "above 0")
@@ -260,7 +282,9 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length and numerics."""
     init_from: str | None = None
-    """Checkpoint, run or released:NAME whose weights the training starts from."""
+    """Checkpoint, run or released:NAME whose weights the training starts from; of a pretraining
+    run, the encoder.
+    """
 
     def __post_init__(self) -> None:
         """Check settings that depend on one another."""
@@ -271,6 +295,176 @@ class FinetuneConfig:
             self.data.crop_size,
             f"a multiple of {stride}, the coarsest stride at model.depth {self.model.depth}",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainDataConfig:
+    """Which images are learned from; labels are never read."""
+
+    roots: tuple[str, ...] = ()
+    """Folders of images; all their subfolders are searched, those of labels passed over."""
+    cache_dir: str | None = None
+    """Folder for the decoded images; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg."""
+    num_workers: int = 1
+    """Loader processes per training worker; 0 loads in the training process."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropsConfig:
+    """Multi-crop: each image is seen as two global and some local views (arXiv 2006.09882)."""
+
+    global_size: int = 128
+    """Side of the 2 global crops, in network pixels (32 or more)."""
+    local_size: int = 64
+    """Side of the local crops, in network pixels (32 or more)."""
+    num_local: int = 6
+    """Local crops per image; only the student sees them (0 or more)."""
+    global_scale: tuple[float, float] | None = None
+    """Least and most share of the image's area in a global crop; None: by the number of images."""
+    local_scale: tuple[float, float] | None = None
+    """Least and most share of the image's area in a local crop; None: by the number of images."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for key in ("global_size", "local_size"):
+            require(getattr(self, key) >= 32, f"crops.{key}", getattr(self, key), "32 or more")
+        require(self.num_local >= 0, "crops.num_local", self.num_local, "0 or more")
+        for key in ("global_scale", "local_scale"):
+            scale = getattr(self, key)
+            require(
+                scale is None or 0 < scale[0] <= scale[1] <= 1,
+                f"crops.{key}",
+                scale,
+                "two shares, 0 < least <= most <= 1",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoConfig:
+    """Self-distillation with no labels (arXiv 2104.14294)."""
+
+    out_dim: int | None = None
+    """Prototypes: width of the head's output (2 or more); None: by the number of images."""
+    hidden_dim: int = 1024
+    """Width of the head's hidden layers (1 or more)."""
+    bottleneck_dim: int = 256
+    """Width of the L2-normalised layer before the prototypes (1 or more)."""
+    student_temperature: float = 0.1
+    """Temperature of the student's softmax (above 0)."""
+    teacher_temperature: float | None = None
+    """Temperature of the teacher's softmax after the warm-up (above 0); None: by the number of
+    images.
+    """
+    teacher_temperature_start: float | None = None
+    """Temperature at the first step, from which it rises linearly; None: by the number of images.
+    """
+    temperature_warmup: float = 0.3
+    """Share of all steps over which the teacher's temperature rises [0, 1]."""
+    centre_momentum: float = 0.9
+    """Momentum of the centre, an average of the teacher's logits [0, 1)."""
+    ema_momentum: float | None = None
+    """Momentum of the teacher at the first step; it rises to 1 by half a cosine [0, 1]; None: by
+    the number of images.
+    """
+    freeze_last_layer: int = 1
+    """Epochs in which the prototypes do not move (0 or more)."""
+    stop_on_collapse: bool = False
+    """End the run when a collapse is noticed, instead of warning."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(
+            self.out_dim is None or self.out_dim >= 2, "dino.out_dim", self.out_dim, "2 or more"
+        )
+        for key in ("hidden_dim", "bottleneck_dim"):
+            require(getattr(self, key) >= 1, f"dino.{key}", getattr(self, key), "1 or more")
+        for key in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"dino.{key}", value, "above 0")
+        for key in ("temperature_warmup", "ema_momentum"):
+            value = getattr(self, key)
+            require(value is None or 0 <= value <= 1, f"dino.{key}", value, "0 to 1")
+        require(
+            0 <= self.centre_momentum < 1,
+            "dino.centre_momentum",
+            self.centre_momentum,
+            "0 or more, below 1",
+        )
+        require(
+            self.freeze_last_layer >= 0,
+            "dino.freeze_last_layer",
+            self.freeze_last_layer,
+            "0 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptimConfig:
+    """AdamW (arXiv 1711.05101) with cosine schedules of learning rate and weight decay."""
+
+    learning_rate: float = 5e-4
+    """Peak learning rate (above 0)."""
+    final_learning_rate: float = 1e-6
+    """Learning rate at the last step (0 or more)."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay at the first step (0 or more); biases and normalisation have none."""
+    final_weight_decay: float = 1e-4
+    """Decoupled weight decay at the last step (0 or more)."""
+    warmup: float = 0.1
+    """Share of all steps over which the learning rate rises linearly from 0 [0, 1)."""
+    clip_norm: float = 3.0
+    """Gradients are scaled down to this global norm (above 0)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "above 0")
+        for key in ("final_learning_rate", "weight_decay", "final_weight_decay"):
+            require(getattr(self, key) >= 0, f"optim.{key}", getattr(self, key), "0 or more")
+        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 or more, below 1")
+        require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """A training-free look at the encoder: each pixel takes the label of its nearest stroke."""
+
+    root: str | None = None
+    """Folder of the data contract with some labelled images; None: no probe."""
+    split: str = "train"
+    """Split to take them from."""
+    num_images: int = 32
+    """Images, spread evenly over the sorted stems (1 or more)."""
+    long_side: int = 256
+    """Longer side of an image, in network pixels (32 or more)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.num_images >= 1, "probe.num_images", self.num_images, "1 or more")
+        require(self.long_side >= 32, "probe.long_side", self.long_side, "32 pixels or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything that decides what a DINO pretraining run computes."""
+
+    data: PretrainDataConfig = field(default_factory=PretrainDataConfig)
+    """Images."""
+    crops: CropsConfig = field(default_factory=CropsConfig)
+    """Multi-crop."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network whose encoder is pretrained."""
+    dino: DinoConfig = field(default_factory=DinoConfig)
+    """Self-distillation."""
+    optim: PretrainOptimConfig = field(default_factory=PretrainOptimConfig)
+    """Optimiser."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Length and numerics; validate_every counts the epochs between probes."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Probe."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -300,10 +494,22 @@ def override(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
     Raises:
         InputError: a key that does not exist, or a value of the wrong type or range.
     """
-    arguments = [f"--{key}={value}" for key, value in changes.items()]
+    arguments: list[str] = []
+    for key, value in changes.items():
+        if isinstance(value, list | tuple) and _is_sequence(type(config), key):
+            arguments += [f"--{key}", *(str(item) for item in cast(Sequence[object], value))]
+        else:
+            arguments.append(f"--{key}={value}")
     return parse_arguments(
         type(config), arguments, default=config, prog="settings", flags_take_values=True
     )
+
+
+def _is_sequence(kind: Any, key: str) -> bool:
+    """Return whether the setting of a dotted key takes several values."""
+    for name in key.split("."):
+        kind = get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    return "tuple" in str(kind)
 
 
 def from_dict(kind: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
@@ -329,8 +535,12 @@ def from_yaml(config: ConfigT, path: Path) -> ConfigT:
 
 
 def config_hash(config: Any) -> str:
-    """Return eight hexadecimal digits that change whenever any setting changes."""
-    text = json.dumps(to_dict(config), sort_keys=True)
+    """Return eight hexadecimal digits that change whenever any setting changes.
+
+    Args:
+        config: A tree of settings, or what `to_dict` returned of one.
+    """
+    text = json.dumps(config if isinstance(config, dict) else to_dict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -1,5 +1,6 @@
 """Rank, world size and reductions that do nothing on one process: one code path serves all."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -38,6 +39,15 @@ def broadcast_flag(flag: bool, device: torch.device) -> bool:
     return bool(value.item())
 
 
+def broadcast_float(value: float, device: torch.device) -> float:
+    """Return rank 0's `value` on every rank, in float32 where there are several."""
+    if world_size() == 1:
+        return value
+    shared = torch.tensor(value, device=device)
+    dist.broadcast(shared, src=0)
+    return float(shared.item())
+
+
 def gather(value: T) -> list[T]:
     """Return every rank's `value`, in rank order, on every rank."""
     if world_size() == 1:
@@ -58,6 +68,16 @@ def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:
         dist.barrier()
+
+
+def reduce_gradients(network: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """Say for a block of forward and backward whether ranks share gradients at its end.
+
+    With gradient accumulation only the last part of a batch does.
+    """
+    if now or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:

@@ -244,6 +244,11 @@ def load(checkpoint: str | Path, *, device: str | None = None) -> Predictor:
     place = _find_device(device) if device else pick_device()
     with tempfile.TemporaryDirectory(prefix="scribbleseg-") as scratch:
         found = read_model(find_checkpoint(str(checkpoint), Path(scratch) / "checkpoint"))
+    if not isinstance(found.config, FinetuneConfig):
+        raise InputError(
+            f"{checkpoint}: holds a pretrained encoder, expected a segmentation network; fine-tune "
+            f"it first: python -m train.finetune RECIPE --init-from {checkpoint}"
+        )
     model = build_model(found.config.model)
     transfer(model, found.weights)
     return Predictor(

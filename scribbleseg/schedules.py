@@ -28,3 +28,17 @@ def ema_decay(step: int, *, decay: float) -> float:
     early validation would score noise.
     """
     return min(decay, (1 + step) / (10 + step))
+
+
+def cosine(step: int, *, num_steps: int, start: float, end: float) -> float:
+    """Return half a cosine from `start` at step 0 to `end` at `num_steps`, and `end` after that."""
+    progress = min(1.0, step / max(1, num_steps))
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def linear_warmup(step: int, *, num_warmup: int, start: float, end: float) -> float:
+    """Return a line from `start` at step 0 to `end` at `num_warmup`, and `end` after that.
+
+    Without warm-up steps it is `end` from the beginning.
+    """
+    return start + (end - start) * step / num_warmup if step < num_warmup else end

@@ -24,7 +24,7 @@ FLOORS = [
     ["runs"],
     ["datasets"],
     ["predict"],
-    ["evaluate"],
+    ["evaluate", "probe"],
     ["loops"],
     ["report"],
     ["cli"],

@@ -269,7 +269,7 @@ def description(**changes: object) -> dict[str, Any]:
         (description(format=None), "format is None"),
         (description(format="x" * 5000), "format is 'x"),
         ({}, "format is None"),
-        (description(kind="dino"), "kind is 'dino', expected 'segmentation'"),
+        (description(kind="ocr"), "kind is 'ocr', expected segmentation or dino"),
         (description(kind=["a\nb"]), "kind is"),
         (description(config=None), "'config' is None"),
         (description(config=[1]), "'config' is [1]"),

@@ -3,28 +3,16 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from scribbleseg.cli import evaluate_command, exit_status
-from scribbleseg.config import (
-    FinetuneConfig,
-    from_yaml,
-    parse_arguments,
-    to_dict,
-    to_yaml,
-)
+from scribbleseg.config import FinetuneConfig, parse_arguments
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
-from train.launch import (
-    LaunchConfig,
-    absolute,
-    choose_run,
-    git_commit,
-    launch_job,
-)
+from train.command import Order, base_config, carry_out, print_settings, usage
+from train.launch import LaunchConfig, absolute
 from train.recipes import RECIPES
 
 PROG = "python -m train.finetune"
@@ -47,75 +35,41 @@ class FinetuneJob:
     """Print the settings as YAML and exit; the file can be given in place of RECIPE."""
 
 
-def usage() -> str:
-    """Return what the command says without a recipe."""
-    recipes = "\n".join(
-        f"  {name:8} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
-    )
-    return (
-        f"usage: {PROG} RECIPE --data.root DIR [--section.field VALUE ...]\n\n"
-        "Trains a segmentation network on images with strokes. RECIPE is one of\n"
-        f"{recipes}\n"
-        "or a YAML file of settings.\n\n"
-        f"Every setting, with its meaning and default: {PROG} RECIPE --help\n"
-    )
-
-
-def base_config(recipe: str) -> tuple[str, FinetuneConfig]:
-    """Return the name and the settings of a recipe or of a YAML file."""
-    if recipe in RECIPES:
-        return recipe, RECIPES[recipe]()
-    if Path(recipe).suffix in (".yaml", ".yml"):
-        return Path(recipe).stem, from_yaml(FinetuneConfig(), Path(recipe))
-    raise InputError(
-        f"recipe {recipe!r} is unknown; expected {', '.join(RECIPES)} or a .yaml file of settings"
-    )
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(usage())
+        purpose = "Trains a segmentation network on images with strokes."
+        sys.stdout.write(usage(PROG, "--data.root DIR", purpose, RECIPES))
         if not arguments:
             raise InputError("RECIPE is missing; expected one of the above")
         return
-    recipe, config = base_config(arguments[0])
+    recipe, config = base_config(arguments[0], RECIPES, FinetuneConfig())
     job: FinetuneJob = parse_arguments(
         FinetuneJob,
         arguments[1:],
         default=FinetuneJob(config=config, launch=LaunchConfig()),
         prog=f"{PROG} {arguments[0]}",
     )
+    config, launch = job.config, job.launch
     if job.print_config:
-        sys.stdout.write(to_yaml(job.config))
+        print_settings(config)
         return
-    if not job.config.data.root:
+    if not config.data.root:
         raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
-    config = replace(job.config, data=replace(job.config.data, root=absolute(job.config.data.root)))
-    launch = replace(job.launch, storage=absolute(job.launch.storage))
+    config = replace(config, data=replace(config.data, root=absolute(config.data.root)))
+    if config.init_from is not None:
+        config = replace(config, init_from=absolute(config.init_from))
     if launch.is_local:
         # On a cluster the data are where the workers are, and are checked there.
         list_scenes(config.data.root, config.data.split, need_masks=False)
     # Imported here because it brings Ray, which `--help` and loader processes do without.
     from train.worker import train_worker
 
-    name, run = choose_run(config, launch, recipe=recipe, name=job.name, fresh=job.fresh)
-    if run.finished():
-        sys.stdout.write(f"{launch.storage}/{name} is finished; --fresh trains anew beside it\n")
+    order = Order(recipe=recipe, config=config, launch=launch, name=job.name, fresh=job.fresh)
+    done = carry_out(order, train_worker)
+    if done is None:
         return
-    launch_job(
-        train_worker,
-        {
-            "config": to_dict(config),
-            "recipe": recipe,
-            "git_commit": git_commit(),
-            "storage": launch.storage,
-            "name": name,
-        },
-        launch,
-        run,
-    )
-    place = f"{launch.storage}/{name}"
+    place, run = done
     if run.local_path is not None and launch.is_local:
         # Elsewhere the data need not be at hand; `scribbleseg report` makes the page there.
         from scribbleseg.report.page import write_report

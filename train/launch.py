@@ -220,7 +220,7 @@ def launch_job(
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=run.name,
-            storage_path=launch.storage,
+            storage_path=absolute(launch.storage),
             failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
         ),
     )
@@ -261,7 +261,7 @@ def _last_words(error: Exception) -> str:
 
 
 def choose_run(
-    config: Any, launch: LaunchConfig, *, recipe: str, name: str | None, fresh: bool
+    config: Any, storage: str, *, recipe: str, name: str | None, fresh: bool
 ) -> tuple[str, RunFolder]:
     """Return the name and the folder of the run to start or to continue.
 
@@ -269,17 +269,17 @@ def choose_run(
         InputError: the folder holds a run of another configuration.
     """
     wanted = name or f"{recipe}-{config_hash(config)}"
-    run = RunFolder.at(launch.storage, wanted)
+    run = RunFolder.at(storage, wanted)
     if fresh:
         number = 2
         while run.exists():
             wanted = f"{wanted.rsplit('--', 1)[0]}--{number}"
-            run = RunFolder.at(launch.storage, wanted)
+            run = RunFolder.at(storage, wanted)
             number += 1
     record = run.read_json("run.json")
     if record is not None and record.get("config") != to_dict(config):
         raise InputError(
-            f"{launch.storage}/{wanted}: holds a run with other settings; choose another --name, "
+            f"{storage}/{wanted}: holds a run with other settings; choose another --name, "
             "or --fresh to start anew beside it"
         )
     return wanted, run

@@ -8,11 +8,15 @@ from dataclasses import replace
 
 from scribbleseg.config import (
     AugmentConfig,
+    CropsConfig,
     DataConfig,
     FinetuneConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
+    PretrainConfig,
+    PretrainDataConfig,
+    PretrainOptimConfig,
     StrokesConfig,
     TrainConfig,
 )
@@ -70,4 +74,48 @@ RECIPES: dict[str, Callable[[], FinetuneConfig]] = {
     "cpu": cpu,
     "report": report,
     "gpu": gpu,
+}
+
+
+def pretrain_demo() -> PretrainConfig:
+    """The demo data in about a minute on 2 cores: the encoder of the demo's UNet."""
+    return PretrainConfig(
+        model=ModelConfig(depth=5),
+        crops=CropsConfig(global_size=96, local_size=48, num_local=4),
+        train=TrainConfig(epochs=10, batch_size=16),
+    )
+
+
+def pretrain_cpu() -> PretrainConfig:
+    """A few hundred images on 2 cores within the hour: the encoder of the cpu recipe's UNet."""
+    return PretrainConfig(train=TrainConfig(epochs=100, batch_size=32, validate_every=10))
+
+
+def pretrain_report() -> PretrainConfig:
+    """The 2025 report's setting: 100 epochs, wider crops; its encoder is that of recipe report."""
+    return PretrainConfig(
+        data=PretrainDataConfig(num_workers=4),
+        crops=CropsConfig(global_size=224, local_size=96, num_local=8),
+        model=ModelConfig(width=32),
+        train=TrainConfig(epochs=100, batch_size=64, validate_every=5),
+    )
+
+
+def pretrain_gpu() -> PretrainConfig:
+    """One or more GPUs: the report's crops, the encoder of recipe gpu, 300 epochs."""
+    base = pretrain_report()
+    return replace(
+        base,
+        data=PretrainDataConfig(num_workers=8),
+        model=ModelConfig(width=48),
+        optim=PretrainOptimConfig(learning_rate=1e-3),
+        train=replace(base.train, epochs=300, batch_size=256, validate_every=10, compile=True),
+    )
+
+
+PRETRAIN_RECIPES: dict[str, Callable[[], PretrainConfig]] = {
+    "demo": pretrain_demo,
+    "cpu": pretrain_cpu,
+    "report": pretrain_report,
+    "gpu": pretrain_gpu,
 }

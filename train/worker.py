@@ -1,13 +1,15 @@
-"""One rank of a fine-tuning run: iterates `fit` and acts on its events.
+"""One rank of a run: iterates `fit` and acts on its events.
 
-Rank 0 writes the run folder; every rank reports every epoch to Ray, which hangs otherwise.
+What differs between fine-tuning and pretraining is put together by `assemble_finetune` and
+`assemble_pretrain`; everything after that is the same. Rank 0 writes the run folder; every rank
+reports every epoch to Ray, which hangs otherwise.
 """
 
 import importlib.metadata
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,32 +21,134 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from scribbleseg import checkpoint as checkpoints
-from scribbleseg.config import FinetuneConfig, config_hash, from_dict, to_dict
+from scribbleseg.config import (
+    FinetuneConfig,
+    PretrainConfig,
+    config_hash,
+    from_dict,
+    to_dict,
+)
 from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
 from scribbleseg.distributed import barrier, broadcast_flag, rank, world_size
 from scribbleseg.errors import DivergedError, InputError
-from scribbleseg.loops.batches import RunData, open_data
-from scribbleseg.loops.segment import EpochDone, SaveDue, StepDone, fit
-from scribbleseg.loops.state import Row, TrainState, init_state
+from scribbleseg.loops import pretrain, segment
+from scribbleseg.loops.batches import BatchPlan, open_data
+from scribbleseg.loops.state import TrainState, init_state
+from scribbleseg.loops.steps import EpochDone, Event, Row, SaveDue, StepDone
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard
 
+Config = FinetuneConfig | PretrainConfig
+State = TrainState | pretrain.PretrainState
+
 SECONDS_BETWEEN_POSTS = 1.0
 SECONDS_BEFORE_SAVING_AGAIN = 30.0
+SKIPPED_SHOWN = 5
+# Figures of an epoch that its line shows, by key, where it has them.
+SHOWN = {
+    "miou": "mIoU",
+    "object_iou": "object",
+    "background_iou": "background",
+    "entropy": "entropy",
+    "kl": "KL",
+    "deviation": "spread",
+    "probe_miou": "probe mIoU",
+}
 VERSIONED = ("scribbleseg", "torch", "ray", "albumentations", "numpy")
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """One rank's part of a run, ready to be iterated."""
+
+    kind: str
+    """segmentation or dino."""
+    config: Config
+    """All settings, those that follow from the data too."""
+    state: State
+    plan: BatchPlan
+    fingerprint: str
+    """Of the data."""
+    subject: str
+    """What is trained on what, in a few words."""
+    warnings: list[str]
+    """What a person should know before the start."""
+    events: Callable[[], Iterator[Event]]
+    """Begins the training."""
+
+
 def train_worker(payload: dict[str, Any]) -> dict[str, str]:
-    """Train one rank of the run that `payload` describes; see `train.launch.launch_job`.
+    """Run one rank of fine-tuning; see `train.launch.launch_job`.
 
     Args:
         payload: "config" (a dictionary), "recipe", "git_commit", "storage", "name", "board",
             "cpus", "gpus".
     """
+    return _last_words(payload, assemble_finetune)
+
+
+def pretrain_worker(payload: dict[str, Any]) -> dict[str, str]:
+    """Run one rank of DINO pretraining; the payload is that of `train_worker`."""
+    return _last_words(payload, assemble_pretrain)
+
+
+def assemble_finetune(settings: dict[str, Any], device: torch.device, *, resumed: bool) -> Assembly:
+    """Put a fine-tuning run together."""
+    config = from_dict(FinetuneConfig, settings)
+    precision = autocast_dtype(config.train.precision, device)
+    data = open_data(config)
+    # What a resumed run once started from is in its own checkpoint, and may be gone by now.
+    state = init_state(replace(config, init_from=None) if resumed else config, device, precision)
+    numbers = sum(parameter.numel() for parameter in state.model.parameters())
+    return Assembly(
+        kind="segmentation",
+        config=config,
+        state=state,
+        plan=data.plan(config),
+        fingerprint=data.cache.fingerprint,
+        subject=(
+            f"{config.model.architecture} ({numbers / 1e6:.1f} M parameters) on "
+            f"{len(data.samples)} images, validated on {data.num_validation}"
+        ),
+        warnings=[],
+        events=lambda: segment.fit(state, data, config, device=device, precision=precision),
+    )
+
+
+def assemble_pretrain(settings: dict[str, Any], device: torch.device, *, resumed: bool) -> Assembly:
+    """Put a pretraining run together; a resumed one gets its weights from its own checkpoint."""
+    config = from_dict(PretrainConfig, settings)
+    precision = autocast_dtype(config.train.precision, device)
+    data = pretrain.open_data(config)
+    resolved = pretrain.resolve(config, len(data.samples))
+    state = pretrain.init_state(resolved, device, precision)
+    numbers = sum(parameter.numel() for parameter in state.encoder.parameters())
+    skipped = data.cache.skipped
+    warnings = [f"skipped {path}: {reason}" for path, reason in skipped[:SKIPPED_SHOWN]]
+    if len(skipped) > SKIPPED_SHOWN:
+        warnings.append(f"... and {len(skipped) - SKIPPED_SHOWN} more skipped")
+    return Assembly(
+        kind="dino",
+        config=resolved,
+        state=state,
+        plan=data.plan(resolved),
+        fingerprint=data.cache.fingerprint,
+        subject=(
+            f"DINO of {config.model.architecture}'s encoder ({numbers / 1e6:.1f} M parameters, "
+            f"{resolved.dino.out_dim} prototypes) on {len(data.samples)} images, "
+            f"{len(skipped)} skipped"
+        ),
+        warnings=warnings,
+        events=lambda: pretrain.fit(state, data, resolved, device=device, precision=precision),
+    )
+
+
+def _last_words(payload: dict[str, Any], assemble: Callable[..., Assembly]) -> dict[str, str]:
+    """Run one rank; return what a restart cannot mend, so that Ray does not try."""
     try:
-        _train(payload)
+        _train(payload, assemble)
     except InputError as error:
         return {"input_error": str(error)}
     except DivergedError as error:
@@ -52,41 +156,38 @@ def train_worker(payload: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _train(payload: dict[str, Any]) -> None:
-    config = from_dict(FinetuneConfig, payload["config"])
+def _train(payload: dict[str, Any], assemble: Callable[..., Assembly]) -> None:
     device = worker_device(payload)
     if device.type == "cpu":
         # Ray sets OMP_NUM_THREADS only where nothing else has; this decides the speed on CPUs.
         prepare_cpu(payload["cpus"])
-    precision = autocast_dtype(config.train.precision, device)
     run = RunFolder.at(payload["storage"], payload["name"])
-    data = open_data(config)
     resumed = run.last(hashed=True)
-    # What a resumed run once started from is in its own checkpoint, and may be gone by now.
-    origin = config if resumed is None else replace(config, init_from=None)
-    state = init_state(origin, device, precision)
+    job = assemble(payload["config"], device, resumed=resumed is not None)
     if resumed is not None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = run.fetch(resumed, Path(scratch) / "resumed")
-            state.load_dict(checkpoints.read_trainer(folder))
-    plan = data.plan(config)
-    screen = Screen(board=payload["board"], config=config, num_steps=plan.num_steps)
-    screen.say(_headline(config, data, state, run, device, precision))
-    record = RunRecord.start(payload, config, data, run, resumed or 0)
+            job.state.load_dict(checkpoints.read_trainer(folder))
+    epochs, history = job.config.train.epochs, job.state.progress.history
+    screen = Screen(board=payload["board"], num_epochs=epochs, num_steps=job.plan.num_steps)
+    screen.say(_headline(job, run, device))
+    for line in job.warnings:
+        screen.say(line)
+    record = RunRecord.start(payload, job, run, resumed or 0)
     saved_epoch = resumed
-    for event in fit(state, data, config, device=device, precision=precision):
+    for event in job.events():
         match event:
             case StepDone():
                 screen.step(event)
             case SaveDue():
-                final = event.epoch == config.train.epochs
-                if save(run, state, config, event.epoch, final=final, device=device):
+                final = event.epoch == epochs
+                if save(run, job.state, job.config, event.epoch, final=final, device=device):
                     saved_epoch = event.epoch
             case EpochDone():
                 screen.epoch(event)
-                record.epoch(event, state.history)
+                record.epoch(event, history)
                 _report(run, event, saved_epoch)
-    record.finish(state.history)
+    record.finish(history)
     barrier()
 
 
@@ -99,8 +200,8 @@ def worker_device(payload: dict[str, Any]) -> torch.device:
 
 def save(
     run: RunFolder,
-    state: TrainState,
-    config: FinetuneConfig,
+    state: State,
+    config: Config,
     epoch: int,
     *,
     final: bool,
@@ -129,13 +230,12 @@ def _try(write: Callable[[], None]) -> bool:
     return True
 
 
-def write_checkpoint(run: RunFolder, state: TrainState, config: FinetuneConfig, epoch: int) -> None:
+def write_checkpoint(run: RunFolder, state: State, config: Config, epoch: int) -> None:
     """Write one checkpoint, then the record of the best, then remove what is no longer kept."""
-    metrics = state.history[-1] if state.history else {}
+    history = state.progress.history
+    metrics = history[-1] if history else {}
     with run.scratch() as folder:
-        checkpoints.write_model(
-            folder, config=config, weights=state.ema.module.state_dict(), metrics=metrics
-        )
+        checkpoints.write_model(folder, config=config, weights=state.weights(), metrics=metrics)
         checkpoints.write_trainer(folder, state.to_dict())
         checkpoints.write_manifest(folder)
         run.save_checkpoint(epoch, folder)
@@ -160,25 +260,17 @@ def _report(run: RunFolder, event: EpochDone, saved_epoch: int | None) -> None:
     )
 
 
-def _headline(
-    config: FinetuneConfig,
-    data: RunData,
-    state: TrainState,
-    run: RunFolder,
-    device: torch.device,
-    precision: torch.dtype | None,
-) -> str:
+def _headline(job: Assembly, run: RunFolder, device: torch.device) -> str:
     """Return what a run is about to do, in one line."""
-    plan = data.plan(config)
-    numbers = sum(parameter.numel() for parameter in state.model.parameters())
+    precision = autocast_dtype(job.config.train.precision, device) or torch.float32
     threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    resumed = f", going on after step {state.step:,}" if state.step else ""
+    step = job.state.progress.step
     return (
-        f"{run.name}: {config.model.architecture} ({numbers / 1e6:.1f} M parameters) on "
-        f"{len(data.samples)} images, validated on {data.num_validation}; "
-        f"{config.train.epochs} epochs of {plan.steps_per_epoch} steps; "
+        f"{run.name}: {job.subject}; "
+        f"{job.config.train.epochs} epochs of {job.plan.steps_per_epoch} steps; "
         f"{world_size()} worker(s) on {device.type}{threads}, "
-        f"{str(precision or torch.float32).removeprefix('torch.')}{resumed}"
+        f"{str(precision).removeprefix('torch.')}"
+        + (f", going on after step {step:,}" if step else "")
     )
 
 
@@ -187,10 +279,10 @@ class Screen:
     """Posts rank 0's progress to the driver's board, not more often than eyes can follow."""
 
     board: Board | RemoteBoard
-    config: FinetuneConfig
+    num_epochs: int
     num_steps: int
     posted: float = 0.0
-    miou: float | None = None
+    figures: str = ""
 
     def say(self, line: str) -> None:
         """Show a line that stays."""
@@ -203,23 +295,22 @@ class Screen:
         if rank() != 0 or now - self.posted < SECONDS_BETWEEN_POSTS:
             return
         self.posted = now
-        text = f"epoch {event.epoch}/{self.config.train.epochs} loss {event.loss.item():.3f}"
-        if self.miou is not None:
-            text += f" mIoU {self.miou:.3f}"
+        text = f"epoch {event.epoch}/{self.num_epochs} loss {event.loss.item():.3f}{self.figures}"
         self.board.post(event.step, self.num_steps, text)
 
     def epoch(self, event: EpochDone) -> None:
         """Show the figures of an epoch."""
         row = event.metrics
-        left = (self.config.train.epochs - event.epoch) * row["seconds"]
-        line = f"epoch {event.epoch:>4}/{self.config.train.epochs}  loss {row['loss']:.3f}"
+        left = (self.num_epochs - event.epoch) * row["seconds"]
+        shown = "".join(f"  {name} {row[key]:.3f}" for key, name in SHOWN.items() if key in row)
         if "miou" in row:
-            self.miou = row["miou"]
-            line += (
-                f"  mIoU {row['miou']:.3f}  object {row['object_iou']:.3f}"
-                f"  background {row['background_iou']:.3f}"
-            )
-        self.say(f"{line}  {row['seconds']:.0f} s  about {_duration(left)} left")
+            self.figures = f" mIoU {row['miou']:.3f}"
+        self.say(
+            f"epoch {event.epoch:>4}/{self.num_epochs}  loss {row['loss']:.3f}{shown}"
+            f"  {row['seconds']:.0f} s  about {_duration(left)} left"
+        )
+        if event.warning is not None:
+            self.say(f"warning: {event.warning}")
 
 
 def _duration(seconds: float) -> str:
@@ -239,22 +330,22 @@ class RunRecord:
     began: float
 
     @staticmethod
-    def start(
-        payload: dict[str, Any], config: FinetuneConfig, data: RunData, run: RunFolder, epoch: int
-    ) -> "RunRecord":
+    def start(payload: dict[str, Any], job: Assembly, run: RunFolder, epoch: int) -> "RunRecord":
         """Write run.json as the run begins, or goes on after `epoch`."""
         before = run.read_json("run.json") or {}
         spent = float(before.get("wall_time", 0.0))
         facts = {
             "format": 1,
-            "kind": "segmentation",
+            "kind": job.kind,
             "recipe": payload["recipe"],
-            "config": to_dict(config),
-            "config_hash": config_hash(config),
+            # As it was asked for: the same command must find the same run again.
+            "config": payload["config"],
+            "config_hash": config_hash(payload["config"]),
+            "resolved": to_dict(job.config),
             "git_commit": payload["git_commit"],
-            "data_fingerprint": data.cache.fingerprint,
+            "data_fingerprint": job.fingerprint,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
-            "seed": config.train.seed,
+            "seed": job.config.train.seed,
             "world_size": world_size(),
             "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
             "wall_time": spent,

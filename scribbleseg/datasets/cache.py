@@ -1,19 +1,21 @@
-"""Decoded scenes in one memory-mapped file, so that no epoch decodes an image twice.
+"""Decoded pictures in one memory-mapped file, so that no epoch decodes a picture twice.
 
-Two files per set of scenes: KEY.u8 holds the pixels of all scenes, one after another, and KEY.json
-says where each begins. The key covers paths, sizes and modification times, so changed data get
-another cache; the old one is never opened again. Processes on one node share the pages in memory.
+Two files per set of pictures: KEY.u8 holds all pixels, one picture after another, and KEY.json says
+where each begins. The key covers paths, sizes and modification times, so changed data get another
+cache; the old one is never opened again. Processes on one node share the pages in memory.
+
+`SceneCache` holds the samples of the data contract; `pictures.ImageCache` shares everything below.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -25,7 +27,16 @@ from scribbleseg.errors import InputError
 FORMAT = 1
 ALIGNMENT = 16
 NUM_THREADS = 4
-SCENES_AHEAD = 32
+ITEMS_AHEAD = 32
+
+Index = dict[str, Any]
+"""What KEY.json holds; plain values."""
+Write = Callable[[UInt8[np.ndarray, "h w *c"]], int]
+"""Appends pixels to a data file and returns where they begin, in bytes."""
+
+CacheT = TypeVar("CacheT")
+ItemT = TypeVar("ItemT")
+ReadT = TypeVar("ReadT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,26 @@ class CacheEntry:
     """Where the scribbles begin, in bytes."""
     mask: int | None
     """Where the mask begins, in bytes; None: the sample has no mask."""
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """The pixels of a data file; picklable: another process maps the file anew."""
+
+    path: Path
+    """The data file."""
+
+    def view(self, offset: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w *c"]:
+        """Return the pixels that begin at a byte of the file, read-only and without a copy."""
+        return np.ndarray(shape, np.uint8, buffer=self._pixels, offset=offset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the map: pickling it would copy every pixel.
+        return {"path": self.path}
+
+    @cached_property
+    def _pixels(self) -> UInt8[np.ndarray, " n"]:
+        return np.memmap(self.path, dtype=np.uint8, mode="r")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +104,20 @@ class SceneCache:
         """
         if not scenes:
             raise InputError("no scenes to cache; expected at least one sample")
-        if folder is None:
-            folder = os.environ.get("SCRIBBLESEG_CACHE") or Path.home() / ".cache" / "scribbleseg"
-        folder = Path(folder)
         in_file_order = sorted(range(len(scenes)), key=lambda i: str(scenes[i].image))
         stored = [scenes[i] for i in in_file_order]
-        path = folder / f"{_key(stored)}.u8"
-        # A whole cache is opened without the lock: the folder may be read-only.
-        cache = _open_whole(path) or _build_locked(stored, path)
-        entries = dict(zip(in_file_order, cache.entries, strict=True))
-        return SceneCache(
-            path=path,
-            fingerprint=cache.fingerprint,
-            entries=tuple(entries[i] for i in range(len(scenes))),
-        )
+        path = data_path(f"format {FORMAT}", (p for scene in stored for p in _files(scene)), folder)
+
+        def load(index: Index) -> SceneCache:
+            entries = [CacheEntry(**entry) for entry in index["entries"]]
+            positions = dict(zip(in_file_order, entries, strict=True))
+            return SceneCache(
+                path=path,
+                fingerprint=index["fingerprint"],
+                entries=tuple(positions[i] for i in range(len(scenes))),
+            )
+
+        return open_or_build(path, load, partial(_build, stored))
 
     @property
     def stems(self) -> list[str]:
@@ -102,58 +133,61 @@ class SceneCache:
         size = (entry.height, entry.width)
         return Scene(
             stem=entry.stem,
-            image=self._view(entry.image, (*size, 3)),
-            scribbles=self._view(entry.scribbles, size),
-            mask=None if entry.mask is None else self._view(entry.mask, size),
+            image=self._pixels.view(entry.image, (*size, 3)),
+            scribbles=self._pixels.view(entry.scribbles, size),
+            mask=None if entry.mask is None else self._pixels.view(entry.mask, size),
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Without the map: pickling it would copy every pixel.
-        return {name: value for name, value in self.__dict__.items() if name != "_pixels"}
-
     @cached_property
-    def _pixels(self) -> UInt8[np.ndarray, " n"]:
-        return np.memmap(self.path, dtype=np.uint8, mode="r")
-
-    def _view(self, offset: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w *c"]:
-        return np.ndarray(shape, np.uint8, buffer=self._pixels, offset=offset)
+    def _pixels(self) -> PixelMap:
+        return PixelMap(self.path)
 
 
-def _key(scenes: Sequence[ScenePaths]) -> str:
-    """Name a cache after paths, sizes and modification times of all source files."""
-    digest = hashlib.sha256(f"format {FORMAT}".encode())
-    for scene in scenes:
-        for path in _files(scene):
-            status = path.stat()
-            line = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
-            digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
+def data_path(kind: str, sources: Iterable[Path], folder: str | Path | None) -> Path:
+    """Return the data file of a cache, named after what it holds.
+
+    Args:
+        kind: Format of the cache, and whatever else decides which pixels it holds.
+        sources: Files that are decoded: their paths, sizes and modification times count.
+        folder: Where caches are kept; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg.
+    """
+    if folder is None:
+        folder = os.environ.get("SCRIBBLESEG_CACHE") or Path.home() / ".cache" / "scribbleseg"
+    digest = hashlib.sha256(kind.encode())
+    for source in sources:
+        state = "unreadable"
+        # Permissions are mended without a trace in size or time, so they count too.
+        if os.access(source, os.R_OK):
+            status = source.stat()
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        line = f"{os.path.realpath(source)}\0{state}\0"
+        digest.update(line.encode(errors="surrogateescape"))
+    return Path(folder) / f"{digest.hexdigest()[:16]}.u8"
 
 
-def _files(scene: ScenePaths) -> list[Path]:
-    """Return the files of a sample."""
-    paths = (scene.image, scene.scribbles, scene.ground_truth)
-    return [path for path in paths if path is not None]
+def open_or_build(
+    path: Path, load: Callable[[Index], CacheT], build: Callable[[Write], Index]
+) -> CacheT:
+    """Return the cache in a data file; the first process to ask builds it, others wait.
 
+    Args:
+        path: The data file, from `data_path`.
+        load: Makes the cache out of its index; whatever is missing there makes it fail.
+        build: Writes all pixels and returns the index.
 
-def _open_whole(path: Path) -> SceneCache | None:
-    """Return the cache in a file, or None where there is none or it is not whole."""
-    try:
-        index = json.loads(path.with_suffix(".json").read_text())
-        if path.stat().st_size != index["num_bytes"]:
-            return None
-        entries = tuple(CacheEntry(**entry) for entry in index["entries"])
-        return SceneCache(path=path, fingerprint=index["fingerprint"], entries=entries)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _build_locked(scenes: Sequence[ScenePaths], path: Path) -> SceneCache:
-    """Build a cache unless another process has just done so."""
+    Raises:
+        InputError: The folder cannot be written (permissions, full disk), or whatever `build` says.
+    """
+    # A whole cache is opened without the lock: the folder may be read-only.
+    cache = _open_whole(path, load)
+    if cache is not None:
+        return cache
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            return _open_whole(path) or _build(scenes, path)
+            # Another process may have just built it.
+            cache = _open_whole(path, load)
+            return load(_write_files(path, build)) if cache is None else cache
     except OSError as error:
         raise InputError(
             f"{path.parent}: the decoded images cannot be cached here "
@@ -162,58 +196,47 @@ def _build_locked(scenes: Sequence[ScenePaths], path: Path) -> SceneCache:
         ) from error
 
 
-def _build(scenes: Sequence[ScenePaths], path: Path) -> SceneCache:
-    """Decode all scenes into the data file, then write the index that makes it count."""
-    entries: list[CacheEntry] = []
-    digests: list[tuple[str, str]] = []
-    # One fixed name: the lock is held, and what a killed process left is overwritten.
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            for scene, digest in _decode(scenes):
-                entries.append(_append(file, scene))
-                digests.append((scene.stem, digest))
-            num_bytes = file.tell()
-        os.replace(partial, path)
-        fingerprint = hashlib.sha256(json.dumps(sorted(digests)).encode()).hexdigest()
-        index = {
-            "num_bytes": num_bytes,
-            "fingerprint": fingerprint,
-            "entries": [asdict(entry) for entry in entries],
-        }
-        partial.write_text(json.dumps(index))
-        os.replace(partial, path.with_suffix(".json"))
-    finally:
-        partial.unlink(missing_ok=True)
-    return SceneCache(path=path, fingerprint=fingerprint, entries=tuple(entries))
-
-
-def _decode(scenes: Sequence[ScenePaths]) -> Iterator[tuple[Scene, str]]:
-    """Yield each scene, decoded, and the digest of its files; in order."""
+def read_ahead(read: Callable[[ItemT], ReadT], items: Sequence[ItemT]) -> Iterator[ReadT]:
+    """Yield what `read` makes of each item, in order; threads read ahead."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        # In rounds, so that decoded scenes do not pile up in memory where the disk is slow.
-        for start in range(0, len(scenes), SCENES_AHEAD):
-            yield from pool.map(_read, scenes[start : start + SCENES_AHEAD])
+        # In rounds, so that decoded pictures do not pile up in memory where the disk is slow.
+        for start in range(0, len(items), ITEMS_AHEAD):
+            yield from pool.map(read, items[start : start + ITEMS_AHEAD])
 
 
-def _read(paths: ScenePaths) -> tuple[Scene, str]:
-    """Decode a scene and hash its files."""
-    scene = read_scene(paths)
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(paths)]
-    return scene, " ".join(hashes)
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's contents."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _append(file: BinaryIO, scene: Scene) -> CacheEntry:
-    """Write the pixels of a scene."""
-    height, width = scene.scribbles.shape
-    return CacheEntry(
-        stem=scene.stem,
-        height=height,
-        width=width,
-        image=_write_aligned(file, scene.image),
-        scribbles=_write_aligned(file, scene.scribbles),
-        mask=None if scene.mask is None else _write_aligned(file, scene.mask),
-    )
+def fingerprint_of(digests: Iterable[tuple[str, str]]) -> str:
+    """Return one sha256 over names and digests, whatever their order."""
+    return hashlib.sha256(json.dumps(sorted(digests)).encode()).hexdigest()
+
+
+def _open_whole(path: Path, load: Callable[[Index], CacheT]) -> CacheT | None:
+    """Return the cache in a file, or None where there is none or it is not whole."""
+    try:
+        index = json.loads(path.with_suffix(".json").read_text())
+        return load(index) if path.stat().st_size == index["num_bytes"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_files(path: Path, build: Callable[[Write], Index]) -> Index:
+    """Write the data file, then the index that makes it count; return the index."""
+    # One fixed name: the lock is held, and what a killed process left is overwritten.
+    unfinished = path.with_suffix(".partial")
+    try:
+        with unfinished.open("wb") as file:
+            index = build(partial(_write_aligned, file))
+            index = {"num_bytes": file.tell(), **index}
+        os.replace(unfinished, path)
+        unfinished.write_text(json.dumps(index))
+        os.replace(unfinished, path.with_suffix(".json"))
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return index
 
 
 def _write_aligned(file: BinaryIO, pixels: UInt8[np.ndarray, "h w *c"]) -> int:
@@ -222,3 +245,38 @@ def _write_aligned(file: BinaryIO, pixels: UInt8[np.ndarray, "h w *c"]) -> int:
     offset = file.tell()
     file.write(pixels.tobytes())
     return offset
+
+
+def _files(scene: ScenePaths) -> list[Path]:
+    """Return the files of a sample."""
+    paths = (scene.image, scene.scribbles, scene.ground_truth)
+    return [path for path in paths if path is not None]
+
+
+def _build(scenes: Sequence[ScenePaths], write: Write) -> Index:
+    """Decode all scenes and write their pixels; return the index."""
+    entries: list[dict[str, Any]] = []
+    digests: list[tuple[str, str]] = []
+    for scene, digest in read_ahead(_read, scenes):
+        entries.append(asdict(_append(write, scene)))
+        digests.append((scene.stem, digest))
+    return {"fingerprint": fingerprint_of(digests), "entries": entries}
+
+
+def _read(paths: ScenePaths) -> tuple[Scene, str]:
+    """Decode a scene and hash its files."""
+    scene = read_scene(paths)
+    return scene, " ".join(hash_file(path) for path in _files(paths))
+
+
+def _append(write: Write, scene: Scene) -> CacheEntry:
+    """Write the pixels of a scene."""
+    height, width = scene.scribbles.shape
+    return CacheEntry(
+        stem=scene.stem,
+        height=height,
+        width=width,
+        image=write(scene.image),
+        scribbles=write(scene.scribbles),
+        mask=None if scene.mask is None else write(scene.mask),
+    )

@@ -11,7 +11,7 @@ in every epoch; `Augmentation` replaces them before each call.
 
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -170,6 +170,27 @@ def worker_init(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
+def random_resized_crop(
+    image: UInt8[np.ndarray, "h w 3"],
+    size: int,
+    scale: tuple[float, float],
+    generator: np.random.Generator,
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Cut a window of sides 3:4 to 4:3 out of an image; make it a square, mirrored half the time.
+
+    Args:
+        image: RGB.
+        size: Side s of the square that comes out, in pixels.
+        scale: Least and most share of the image's area in the window, in (0, 1].
+        generator: Every draw comes from it.
+    """
+    height, width = image.shape[:2]
+    window = _draw_window(height, width, scale, 4 / 3, generator)
+    square = _resize_image(window.of(image), size, size)
+    # Mirrored last, because the square is smaller than most windows.
+    return cv2.flip(square, 1) if generator.random() < 0.5 else square
+
+
 def to_network(
     image: UInt8[np.ndarray, "h w 3"],
     scribbles: UInt8[np.ndarray, "h w"],
@@ -232,10 +253,27 @@ def _draw_view(height: int, width: int, strength: float, generator: np.random.Ge
 
     At strength 1 the crop has 25 to 100 % of the image's area and sides of 3:4 to 4:3; half of the
     crops are mirrored and one in ten stands on its head (photographs are upright, so that is rare).
-    A crop that is too long for the image is cut, not drawn again.
     """
-    area = height * width * generator.uniform(0.25**strength, 1)
-    widest = (4 / 3) ** strength
+    scale, widest = (0.25**strength, 1.0), (4 / 3) ** strength
+    return replace(
+        _draw_window(height, width, scale, widest, generator),
+        mirrored=bool(generator.random() < min(0.5, 0.5 * strength)),
+        upended=bool(generator.random() < 0.1 * strength),
+    )
+
+
+def _draw_window(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    widest: float,
+    generator: np.random.Generator,
+) -> _View:
+    """Draw a window: its share of the image's area from `scale`, its sides up to 1 to `widest`.
+
+    A window that is too long for the image is cut, not drawn again.
+    """
+    area = height * width * generator.uniform(*scale)
     ratio = widest ** generator.uniform(-1, 1)
     crop_height, crop_width = min(height, (area / ratio) ** 0.5), min(width, (area * ratio) ** 0.5)
     crop_height = max(1, round(min(crop_height, crop_width * widest)))
@@ -245,8 +283,6 @@ def _draw_view(height: int, width: int, strength: float, generator: np.random.Ge
         left=int(generator.integers(width - crop_width + 1)),
         height=crop_height,
         width=crop_width,
-        mirrored=bool(generator.random() < min(0.5, 0.5 * strength)),
-        upended=bool(generator.random() < 0.1 * strength),
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from scribbleseg.config import FinetuneConfig
+from scribbleseg.config import FinetuneConfig, TrainConfig
 from scribbleseg.datasets.cache import SceneCache
 from scribbleseg.datasets.scenes import ScenePaths, fold_stems, list_scenes
 from scribbleseg.datasets.transforms import TrainSamples, worker_init
@@ -36,6 +36,8 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
     start_step: int = 0
     rank: int = 0
     world_size: int = 1
+    num_parts: int = 1
+    """Parts that each rank cuts its share into, one after the other (gradient accumulation)."""
 
     def __post_init__(self) -> None:
         """Check that batches can be filled and dealt."""
@@ -44,10 +46,10 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
                 f"train.batch_size is {self.batch_size}; expected at most {self.num_samples}, "
                 "the number of training samples"
             )
-        if self.batch_size % self.world_size:
+        if self.batch_size % (self.world_size * self.num_parts):
             raise InputError(
                 f"train.batch_size is {self.batch_size}; expected a multiple of "
-                f"{self.world_size}, the number of workers"
+                f"{self.world_size * self.num_parts}, the number of workers times train.accumulate"
             )
 
     @property
@@ -73,6 +75,28 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(sample)) for sample in batch[self.rank :: self.world_size]]
 
 
+def make_plan(num_samples: int, config: TrainConfig, start_step: int = 0) -> BatchPlan:
+    """Return this rank's batches from `start_step` on."""
+    return BatchPlan(
+        num_samples=num_samples,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        start_step=start_step,
+        rank=rank(),
+        world_size=world_size(),
+        num_parts=config.accumulate,
+    )
+
+
+def cut(batch: Batch, num_parts: int) -> Iterator[tuple[Batch, bool]]:
+    """Yield equal parts of a batch, each with whether it is the last."""
+    size = len(batch["stem"]) // num_parts
+    for part in range(num_parts):
+        window = slice(part * size, (part + 1) * size)
+        yield {key: values[window] for key, values in batch.items()}, part == num_parts - 1
+
+
 def sample_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     """Return the permutation of the samples that `epoch` (from 0) goes through."""
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
@@ -93,31 +117,31 @@ class RunData:
 
     def plan(self, config: FinetuneConfig, start_step: int = 0) -> BatchPlan:
         """Return this rank's batches from `start_step` on."""
-        return BatchPlan(
-            num_samples=len(self.samples),
-            batch_size=config.train.batch_size,
-            epochs=config.train.epochs,
-            seed=config.train.seed,
-            start_step=start_step,
-            rank=rank(),
-            world_size=world_size(),
-        )
+        return make_plan(len(self.samples), config.train, start_step)
 
     def loader(
         self, config: FinetuneConfig, start_step: int, device: torch.device
     ) -> DataLoader[Any]:
-        """Return one loader for all remaining epochs, so that workers never stop in between."""
-        num_workers = config.data.num_workers
-        return DataLoader(
-            self.samples,
-            batch_sampler=self.plan(config, start_step),
-            num_workers=num_workers,
-            # Forking a process that runs OpenMP or Ray threads can deadlock.
-            multiprocessing_context="forkserver" if num_workers else None,
-            worker_init_fn=worker_init,
-            pin_memory=device.type == "cuda",
-            prefetch_factor=4 if num_workers else None,
+        """Return a loader of all remaining batches."""
+        return make_loader(
+            self.samples, self.plan(config, start_step), config.data.num_workers, device
         )
+
+
+def make_loader(
+    samples: Dataset[dict[str, Any]], plan: BatchPlan, num_workers: int, device: torch.device
+) -> DataLoader[Any]:
+    """Return one loader for all remaining epochs, so that workers never stop in between."""
+    return DataLoader(
+        samples,
+        batch_sampler=plan,
+        num_workers=num_workers,
+        # Forking a process that runs OpenMP or Ray threads can deadlock.
+        multiprocessing_context="forkserver" if num_workers else None,
+        worker_init_fn=worker_init,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if num_workers else None,
+    )
 
 
 def open_data(config: FinetuneConfig) -> RunData:

@@ -1,6 +1,7 @@
 """What a segmentation run remembers between steps, and how it goes in and out of a checkpoint."""
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scribbleseg import checkpoint as checkpoints
 from scribbleseg.config import FinetuneConfig, OptimConfig
-from scribbleseg.models import build_model
+from scribbleseg.errors import InputError
+from scribbleseg.loops.steps import Progress
+from scribbleseg.models import SegmentationModel, build_model, encoder_settings
 from scribbleseg.runs import find_checkpoint
 from scribbleseg.schedules import ema_decay
-
-# An epoch's line of metrics.jsonl.
-Row = dict[str, float | int]
 
 
 @dataclass(kw_only=True)
 class TrainState:
     """Bare modules (never a DDP or compiled wrapper), optimiser and counters of one run."""
 
-    model: nn.Module
+    model: SegmentationModel
     """The network that is trained."""
     ema: AveragedModel
     """Average of its weights and normalisation statistics; this is what is validated and shipped.
@@ -31,22 +31,18 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     """Scales fp16 losses; does nothing in other precisions."""
-    loss_sum: Tensor
-    """Sum of this rank's losses since the epoch began, on the device."""
-    step: int = 0
-    """Optimiser steps done."""
-    samples_seen: int = 0
-    """Training samples seen, over all ranks."""
-    epoch_seconds: float = 0.0
-    """Wall time spent in the present epoch before the last interruption."""
-    history: list[Row] = field(default_factory=list)
-    """One row of metrics per finished epoch."""
+    progress: Progress = field(default_factory=Progress)
+    """How far the run is."""
 
     def update_ema(self, decay: float) -> None:
         """Move the averaged weights towards the present ones; call once per optimiser step."""
         # The decay warms up with the step, so PyTorch's averaging function is made anew each time.
-        self.ema.multi_avg_fn = get_ema_multi_avg_fn(ema_decay(self.step, decay=decay))
+        self.ema.multi_avg_fn = get_ema_multi_avg_fn(ema_decay(self.progress.step, decay=decay))
         self.ema.update_parameters(self.model)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what prediction uses: the state of the averaged network."""
+        return self.ema.module.state_dict()
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything a resumed run needs, as tensors and plain types."""
@@ -55,11 +51,7 @@ class TrainState:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "loss_sum": self.loss_sum,
-            "step": self.step,
-            "samples_seen": self.samples_seen,
-            "epoch_seconds": self.epoch_seconds,
-            "history": self.history,
+            "progress": self.progress.to_dict(),
         }
 
     def load_dict(self, saved: dict[str, Any]) -> None:
@@ -68,24 +60,60 @@ class TrainState:
         self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        self.loss_sum.copy_(saved["loss_sum"])
-        self.step = saved["step"]
-        self.samples_seen = saved["samples_seen"]
-        self.epoch_seconds = saved["epoch_seconds"]
-        self.history = saved["history"]
+        device = next(self.model.parameters()).device
+        self.progress.load_dict(saved["progress"], device)
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW (arXiv 1711.05101) that decays kernels but not biases and normalisation."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        fused=True,
-    )
+def make_optimizer(model: SegmentationModel, config: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW (arXiv 1711.05101) that decays kernels but not biases and normalisation.
+
+    Each group carries a "scale", by which its learning rate is multiplied: the encoder has its own.
+    """
+    encoder = list(model.encoder.parameters())
+    known = set(encoder)
+    others = [parameter for parameter in model.parameters() if parameter not in known]
+    groups = [
+        *decay_groups(encoder, config.weight_decay, scale=config.encoder_scale),
+        *decay_groups(others, config.weight_decay, scale=1.0),
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def decay_groups(
+    parameters: Iterable[nn.Parameter], weight_decay: float, *, scale: float
+) -> list[dict[str, Any]]:
+    """Return two groups for an optimiser: kernels, which decay, and vectors, which do not."""
+    kept = [parameter for parameter in parameters if parameter.requires_grad]
+    return [
+        {"params": [p for p in kept if p.ndim > 1], "weight_decay": weight_decay, "scale": scale},
+        {"params": [p for p in kept if p.ndim <= 1], "weight_decay": 0.0, "scale": scale},
+    ]
+
+
+def hand_over(model: SegmentationModel, config: FinetuneConfig, folder: Path) -> None:
+    """Load what a run starts from: all of a segmentation network, or a pretrained encoder.
+
+    Of a pretrained encoder every tensor is accounted for, the statistics of its normalisation
+    among them; the strokes' side path, the decoder and the head stay as they are.
+
+    Raises:
+        InputError: a checkpoint that is damaged, or of another network.
+    """
+    found = checkpoints.read_model(folder)
+    if isinstance(found.config, FinetuneConfig):
+        checkpoints.transfer(model, found.weights)
+        return
+    wanted, given = encoder_settings(config.model), encoder_settings(found.config.model)
+    if wanted != given:
+        raise InputError(
+            f"init_from is {config.init_from}: found an encoder pretrained as {_shown(given)}, "
+            f"expected {_shown(wanted)}; change --model to fit it, or pretrain this network"
+        )
+    checkpoints.transfer(model.encoder, found.weights)
+
+
+def _shown(settings: dict[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 def init_state(
@@ -101,13 +129,11 @@ def init_state(
         model = build_model(config.model)
     if config.init_from is not None:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = find_checkpoint(config.init_from, Path(scratch) / "start")
-            checkpoints.transfer(model, checkpoints.read_model(folder).weights)
+            hand_over(model, config, find_checkpoint(config.init_from, Path(scratch) / "start"))
     model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return TrainState(
         model=model,
         ema=AveragedModel(model, use_buffers=True),
         optimizer=make_optimizer(model, config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
-        loss_sum=torch.zeros((), device=device),
     )

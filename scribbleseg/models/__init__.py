@@ -7,8 +7,9 @@ from scribbleseg.models.attention_unet import AttentionResUNet
 from scribbleseg.models.blocks import ConvBlock, ResidualBlock
 from scribbleseg.models.unet import Output as Output
 from scribbleseg.models.unet import UNet
+from scribbleseg.models.vit import VitUNet
 
-SegmentationModel = UNet | AttentionResUNet
+SegmentationModel = UNet | AttentionResUNet | VitUNet
 
 
 def build_model(config: ModelConfig) -> SegmentationModel:
@@ -20,5 +21,24 @@ def build_model(config: ModelConfig) -> SegmentationModel:
             return UNet(config, ResidualBlock)
         case "attention_resunet":
             return AttentionResUNet(config)
+        case "vit_unet":
+            return VitUNet(config)
         case _:
             assert_never(config.architecture)
+
+
+def encoder_settings(config: ModelConfig) -> dict[str, object]:
+    """Return what decides an encoder's tensors: two networks whose settings agree can share one.
+
+    Attention-ResUNet differs from ResUNet in its decoder alone, so its encoder counts as ResUNet's.
+    """
+    match config.architecture:
+        case "unet":
+            family = "unet"
+        case "resunet" | "attention_resunet":
+            family = "resunet"
+        case "vit_unet":
+            return {"encoder": "vit", "vit": config.vit, "patch_size": config.patch_size}
+        case _:
+            assert_never(config.architecture)
+    return {"encoder": family, "width": config.width, "depth": config.depth, "norm": config.norm}

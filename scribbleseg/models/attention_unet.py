@@ -52,7 +52,7 @@ class AttentionResUNet(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.encoder = Encoder(config, ResidualBlock)
-        self.strokes = StrokePath(config)
+        self.strokes = StrokePath(level_channels(config))
         self.decoder = GuidedDecoder(config)
 
     def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:

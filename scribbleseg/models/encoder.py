@@ -51,15 +51,15 @@ class Encoder(nn.Module):
 
 
 class StrokePath(nn.Module):
-    """Carries strokes to every level of the encoder; its contribution starts at zero.
+    """Carries strokes to every level of an encoder; its contribution starts at zero.
 
-    Strokes are max-pooled on the way down, so that a thin one is still there at stride 32.
+    There is one level for each entry of `channels`, at strides 1, 2, 4, ... Strokes are max-pooled
+    on the way down, so that a thin one is still there at stride 32.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, channels: Sequence[int]):
         super().__init__()
         hidden = 16
-        channels = level_channels(config)
         self.lift = nn.ModuleList(nn.Conv2d(2, hidden, 3, padding=1) for _ in channels)
         self.project = nn.ModuleList(nn.Conv2d(hidden, c, 1, bias=False) for c in channels)
         for layer in self.project:
@@ -67,7 +67,7 @@ class StrokePath(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(self, strokes: Float[Tensor, "b 2 h w"]) -> list[Float[Tensor, "b c h2 w2"]]:
-        """Return one tensor per encoder level, finest first, from strokes encoded in [0, 1]."""
+        """Return one tensor per level, finest first, from strokes encoded in [0, 1]."""
         sides: list[Tensor] = []
         for index, (lift, project) in enumerate(zip(self.lift, self.project, strict=True)):
             if index > 0:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scribbleseg.config import ModelConfig
+from scribbleseg.config import ModelConfig, NormName
 from scribbleseg.models.blocks import BlockType, UpBlock
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 
@@ -30,11 +30,10 @@ class Output(NamedTuple):
 class Decoder(nn.Module):
     """The common decoder: one `UpBlock` per skip, coarse to fine."""
 
-    def __init__(self, config: ModelConfig, block: BlockType):
+    def __init__(self, channels: Sequence[int], norm: NormName, block: BlockType):
         super().__init__()
-        channels = level_channels(config)
         self.ups = nn.ModuleList(
-            UpBlock(coarse, fine, config.norm, block)
+            UpBlock(coarse, fine, norm, block)
             for fine, coarse in zip(channels[-2::-1], channels[:0:-1], strict=True)
         )
 
@@ -55,9 +54,10 @@ class UNet(nn.Module):
 
     def __init__(self, config: ModelConfig, block: BlockType):
         super().__init__()
+        channels = level_channels(config)
         self.encoder = Encoder(config, block)
-        self.strokes = StrokePath(config)
-        self.decoder = Decoder(config, block)
+        self.strokes = StrokePath(channels)
+        self.decoder = Decoder(channels, config.norm, block)
         self.head = nn.Conv2d(config.width, 1, 1)
 
     def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:

@@ -12,8 +12,9 @@ import torch.multiprocessing as mp
 from scribbleseg.config import FinetuneConfig, override
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.loops.batches import BatchPlan, open_data, sample_order
-from scribbleseg.loops.segment import EpochDone, SaveDue, StepDone, fit
+from scribbleseg.loops.segment import fit
 from scribbleseg.loops.state import init_state
+from scribbleseg.loops.steps import EpochDone, SaveDue, StepDone
 from scribbleseg.losses.segmentation import segmentation_loss
 
 CPU = torch.device("cpu")
@@ -115,7 +116,7 @@ def test_a_killed_and_resumed_run_equals_the_undisturbed_one(tiny_data, architec
 
 
 def test_a_checkpoint_inside_an_epoch_resumes_to_the_last_bit_too(tiny_data, monkeypatch):
-    monkeypatch.setattr("scribbleseg.loops.segment.STEPS_BETWEEN_CHECKS", 1)
+    monkeypatch.setattr("scribbleseg.loops.steps.STEPS_BETWEEN_CHECKS", 1)
     config = settings(tiny_data, train__save_minutes=1e-9)
     _, undisturbed = run(config, *start(config))
     state, data = start(config)
@@ -123,7 +124,7 @@ def test_a_checkpoint_inside_an_epoch_resumes_to_the_last_bit_too(tiny_data, mon
         if isinstance(event, SaveDue):
             half = copy.deepcopy(state.to_dict())
             break
-    assert half["step"] == 1
+    assert half["progress"]["step"] == 1
     state, data = start(config)
     state.load_dict(half)
     _, resumed = run(config, state, data)

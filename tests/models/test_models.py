@@ -1,5 +1,7 @@
 """The contract that every network keeps, and what is particular to one of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,16 +10,19 @@ from scribbleseg.config import LossConfig, ModelConfig
 from scribbleseg.losses.segmentation import segmentation_loss
 from scribbleseg.models import build_model
 from scribbleseg.models.blocks import AttentionGate, ConvBlock, ResidualBlock
-from scribbleseg.models.encoder import Encoder, StrokePath
+from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 
-ARCHITECTURES = ["unet", "resunet", "attention_resunet"]
+# Behind the colon stands the transformer's patch size.
+ARCHITECTURES = ["unet", "resunet", "attention_resunet", "vit_unet:16", "vit_unet:8"]
 every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
 every_norm = pytest.mark.parametrize("norm", ["batch", "group"])
 
 
 def make(architecture, norm="batch", depth=4, seed=0):
     torch.manual_seed(seed)
-    return build_model(ModelConfig(architecture=architecture, width=8, depth=depth, norm=norm))
+    name, _, patch_size = architecture.partition(":")
+    config = ModelConfig(architecture=name, width=8, depth=depth, norm=norm)
+    return build_model(replace(config, patch_size=int(patch_size)) if patch_size else config)
 
 
 def inputs(height, width, batch=2):
@@ -93,7 +98,7 @@ def test_the_encoder_on_rgb_alone_equals_the_one_with_fresh_strokes(block):
     image, strokes = inputs(45, 64)
     with torch.inference_mode():
         alone = encoder(image)
-        guided = encoder(image, StrokePath(config)(strokes))
+        guided = encoder(image, StrokePath(level_channels(config))(strokes))
     assert all(torch.equal(a, b) for a, b in zip(alone, guided, strict=True))
     assert [tuple(f.shape[1:]) for f in alone] == [
         (8, 45, 64), (16, 23, 32), (32, 12, 16), (64, 6, 8), (128, 3, 4)

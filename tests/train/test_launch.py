@@ -44,20 +44,20 @@ def test_impossible_wishes_are_refused_at_birth(field):
 
 
 def test_the_same_settings_find_the_same_run_and_others_are_refused(tmp_path):
-    config, launch = FinetuneConfig(), LaunchConfig(storage=str(tmp_path))
-    name, run = choose_run(config, launch, recipe="cpu", name=None, fresh=False)
+    config, storage = FinetuneConfig(), str(tmp_path)
+    name, run = choose_run(config, storage, recipe="cpu", name=None, fresh=False)
     assert name.startswith("cpu-") and not run.exists()
     run.write_json("run.json", {"config": to_dict(config), "finished": True})
-    again, run = choose_run(config, launch, recipe="cpu", name=None, fresh=False)
+    again, run = choose_run(config, storage, recipe="cpu", name=None, fresh=False)
     assert again == name and run.finished()
     other = override(config, {"train.seed": 1})
-    assert choose_run(other, launch, recipe="cpu", name=None, fresh=False)[0] != name
+    assert choose_run(other, storage, recipe="cpu", name=None, fresh=False)[0] != name
     with pytest.raises(InputError, match="other settings.*--fresh"):
-        choose_run(other, launch, recipe="cpu", name=name, fresh=False)
-    beside, run = choose_run(other, launch, recipe="cpu", name=name, fresh=True)
+        choose_run(other, storage, recipe="cpu", name=name, fresh=False)
+    beside, run = choose_run(other, storage, recipe="cpu", name=name, fresh=True)
     assert beside == f"{name}--2" and not run.exists()
     run.write_json("run.json", {"config": to_dict(other)})
-    assert choose_run(other, launch, recipe="cpu", name=name, fresh=True)[0] == f"{name}--3"
+    assert choose_run(other, storage, recipe="cpu", name=name, fresh=True)[0] == f"{name}--3"
 
 
 def test_locations_are_made_absolute_and_uris_left_alone(tmp_path, monkeypatch):

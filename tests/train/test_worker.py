@@ -24,7 +24,7 @@ def state():
 
 
 def finish_epoch(state, epoch, **metrics):
-    state.history.append({"epoch": epoch, **metrics})
+    state.progress.history.append({"epoch": epoch, **metrics})
 
 
 def test_the_best_and_the_last_are_kept(run, state):

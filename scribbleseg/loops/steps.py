@@ -1,0 +1,207 @@
+"""The loop that fine-tuning and pretraining share: events, counters, and `run_steps`.
+
+`run_steps` decides nothing about files, screens or clusters. Whoever iterates it (a Ray Train
+worker, a Tune trial, a plain loop) sees the same events in the same order on every rank and acts on
+them.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scribbleseg.config import TrainConfig
+from scribbleseg.distributed import all_reduce_sum, broadcast_flag, gather, world_size
+from scribbleseg.errors import DivergedError
+from scribbleseg.loops.batches import Batch, BatchPlan
+
+# Reading a flag from the device waits for it, so the loss is looked at only every so many steps.
+STEPS_BETWEEN_CHECKS = 25
+
+# An epoch's line of metrics.jsonl.
+Row = dict[str, float | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone:
+    """One optimiser step has been taken."""
+
+    step: int
+    """Steps done, from 1."""
+    epoch: int
+    """Epoch in progress, from 1."""
+    loss: Tensor
+    """This rank's loss, on the device; reading it waits for the step."""
+    wait_seconds: float
+    """Time spent waiting for the loader."""
+    step_seconds: float
+    """Time of the whole step, the waiting included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveDue:
+    """A checkpoint is wanted now; the state is consistent until the iteration goes on."""
+
+    epoch: int
+    """Epoch in progress or just finished, from 1: the checkpoint's number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochDone:
+    """An epoch has ended; its checkpoint, if one was due, was asked for just before."""
+
+    epoch: int
+    """The epoch, from 1."""
+    metrics: Row
+    """Its row of metrics.jsonl."""
+    warning: str | None = None
+    """What a person should know now, in one line."""
+
+
+Event = StepDone | SaveDue | EpochDone
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    samples_seen: int = 0
+    """Training samples seen, over all ranks."""
+    epoch_seconds: float = 0.0
+    """Wall time spent in the present epoch before the last interruption."""
+    sums: dict[str, Tensor] = field(default_factory=lambda: dict[str, Tensor]())
+    """Sums of this rank's figures per step since the epoch began, on the device."""
+    history: list[Row] = field(default_factory=lambda: list[Row]())
+    """One row of metrics per finished epoch."""
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        """Add the figures of one step, without waiting for the device."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+
+    def means(self, num_steps: int) -> Row:
+        """Return the figures' means over `num_steps` steps and all ranks; waits for the device."""
+        return {
+            name: float(all_reduce_sum(total)) / (num_steps * world_size())
+            for name, total in self.sums.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, as tensors and plain types."""
+        return dict(vars(self))
+
+    def load_dict(self, saved: dict[str, Any], device: torch.device) -> None:
+        """Put back what `to_dict` returned."""
+        self.step = saved["step"]
+        self.samples_seen = saved["samples_seen"]
+        self.epoch_seconds = saved["epoch_seconds"]
+        self.sums = {name: total.to(device) for name, total in saved["sums"].items()}
+        self.history = saved["history"]
+
+
+@dataclass(kw_only=True)
+class LossWatch:
+    """Notices a loss that is not finite, and remembers which samples may have caused it."""
+
+    finite: Tensor
+    """On the device: whether every loss since the last check was finite."""
+    stems: list[str] = field(default_factory=lambda: list[str]())
+    """Samples of this rank seen since the last check."""
+
+    def see(self, loss: Tensor, stems: list[str]) -> None:
+        """Take in one step without waiting for the device."""
+        self.finite &= loss.isfinite()
+        self.stems += stems
+
+    def check(self, step: int) -> None:
+        """Wait for the device, and raise on every rank if any rank's loss was not finite."""
+        num_bad = all_reduce_sum((~self.finite).float())
+        if num_bad.item() > 0:
+            stems = sorted({stem for stems in gather(self.stems) for stem in stems})
+            raise DivergedError(
+                f"the loss became NaN or infinite within the {STEPS_BETWEEN_CHECKS} steps up to "
+                f"step {step}; samples seen since: {', '.join(stems)}; look at them with "
+                "`scribbleseg data check`, or lower --optim.learning-rate"
+            )
+        self.stems.clear()
+
+
+def run_steps(
+    progress: Progress,
+    batches: Iterable[Batch],
+    plan: BatchPlan,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    take_step: Callable[[Batch], dict[str, Tensor]],
+    finish_epoch: Callable[[Row, bool], str | None],
+) -> Iterator[Event]:
+    """Take all remaining steps of a run, yielding the same events on every rank.
+
+    Per step `StepDone`; per validated epoch `SaveDue`, then `EpochDone`; within long epochs
+    `SaveDue` every `train.save_minutes`, decided by rank 0.
+
+    Args:
+        progress: Counters of the run, changed in place.
+        batches: The remaining ones, each with the names of its samples under "stem".
+        plan: What they follow.
+        config: Length of the run and times of its checkpoints.
+        device: Where figures are.
+        take_step: Takes an optimiser step; returns its detached figures on the device, "loss"
+            among them.
+        finish_epoch: Adds to the row of an epoch (which holds the means of the figures), and
+            validates if told to; may return a warning.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite.
+    """
+    watch = LossWatch(finite=torch.ones((), dtype=torch.bool, device=device))
+    began = time.perf_counter() - progress.epoch_seconds
+    saved = ready = time.perf_counter()
+    for batch in batches:
+        arrived = time.perf_counter()
+        epoch = progress.step // plan.steps_per_epoch + 1
+        figures = take_step(batch)
+        progress.step += 1
+        progress.samples_seen += plan.batch_size
+        progress.add(figures)
+        watch.see(figures["loss"], batch["stem"])
+        now = time.perf_counter()
+        yield StepDone(
+            step=progress.step,
+            epoch=epoch,
+            loss=figures["loss"],
+            wait_seconds=arrived - ready,
+            step_seconds=now - ready,
+        )
+        epoch_ended = progress.step % plan.steps_per_epoch == 0
+        if epoch_ended or progress.step % STEPS_BETWEEN_CHECKS == 0:
+            watch.check(progress.step)
+        if epoch_ended:
+            row: Row = {
+                "epoch": epoch,
+                **progress.means(plan.steps_per_epoch),
+                "samples": progress.samples_seen,
+            }
+            validated = epoch % config.validate_every == 0 or epoch == config.epochs
+            warning = finish_epoch(row, validated)
+            row["seconds"] = time.perf_counter() - began
+            progress.history.append(row)
+            progress.sums = {}
+            progress.epoch_seconds = 0.0
+            began = saved = time.perf_counter()
+            if validated:
+                yield SaveDue(epoch=epoch)
+            yield EpochDone(epoch=epoch, metrics=row, warning=warning)
+        elif progress.step % STEPS_BETWEEN_CHECKS == 0:
+            late = time.perf_counter() - saved > 60 * config.save_minutes
+            if broadcast_flag(late, device):
+                progress.epoch_seconds = time.perf_counter() - began
+                saved = time.perf_counter()
+                yield SaveDue(epoch=epoch)
+        ready = time.perf_counter()

@@ -1,0 +1,86 @@
+"""What the commands that train have in common: recipes, run names, and the way to Ray."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scribbleseg.config import from_yaml, to_dict, to_yaml
+from scribbleseg.errors import InputError
+from scribbleseg.runs import RunFolder
+from train.launch import LaunchConfig, absolute, choose_run, git_commit, launch_job
+
+ConfigT = TypeVar("ConfigT")
+Recipes = Mapping[str, Callable[[], ConfigT]]
+
+
+def usage(prog: str, needs: str, purpose: str, recipes: Recipes[Any]) -> str:
+    """Return what a command says without a recipe."""
+    listed = "\n".join(
+        f"  {name:8} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in recipes.items()
+    )
+    return (
+        f"usage: {prog} RECIPE {needs} [--section.field VALUE ...]\n\n"
+        f"{purpose} RECIPE is one of\n{listed}\nor a YAML file of settings.\n\n"
+        f"Every setting, with its meaning and default: {prog} RECIPE --help\n"
+    )
+
+
+def base_config(recipe: str, recipes: Recipes[ConfigT], plain: ConfigT) -> tuple[str, ConfigT]:
+    """Return the name and the settings of a recipe, or of a YAML file put over `plain`."""
+    if recipe in recipes:
+        return recipe, recipes[recipe]()
+    if Path(recipe).suffix in (".yaml", ".yml"):
+        return Path(recipe).stem, from_yaml(plain, Path(recipe))
+    raise InputError(
+        f"recipe {recipe!r} is unknown; expected {', '.join(recipes)} or a .yaml file of settings"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A run that is asked for."""
+
+    recipe: str
+    config: Any
+    """Its settings, paths made absolute."""
+    launch: LaunchConfig
+    name: str | None
+    """Name of its folder; None: by its settings."""
+    fresh: bool
+    """Start beside a run of that name."""
+
+
+def carry_out(
+    order: Order, worker: Callable[[dict[str, Any]], dict[str, str]]
+) -> tuple[str, RunFolder] | None:
+    """Run a job to its end; return the place and the folder, or None where it had ended before.
+
+    Raises:
+        InputError: the input is wrong, or the folder is another run's.
+        DivergedError: the loss is no longer a number.
+        RuntimeError: workers failed too often.
+    """
+    storage = absolute(order.launch.storage)
+    name, run = choose_run(
+        order.config, storage, recipe=order.recipe, name=order.name, fresh=order.fresh
+    )
+    place = f"{storage}/{name}"
+    if run.finished():
+        sys.stdout.write(f"{place} is finished; --fresh trains anew beside it\n")
+        return None
+    payload = {
+        "config": to_dict(order.config),
+        "recipe": order.recipe,
+        "git_commit": git_commit(),
+        "storage": storage,
+        "name": name,
+    }
+    launch_job(worker, payload, order.launch, run)
+    return place, run
+
+
+def print_settings(config: Any) -> None:
+    """Write settings as YAML that can stand for a recipe."""
+    sys.stdout.write(to_yaml(config))
