@@ -52,6 +52,10 @@ class DataConfig:
     """
     num_folds: int = 5
     """Number of folds the split is divided into (2 or more)."""
+    share: float = 1.0
+    """Share of the training samples that are used, evenly spread over the sorted stems (0, 1]: what
+    would fewer labels give?
+    """
     val_split: str | None = None
     """Split to validate on when fold is None; None: no validation, and the last checkpoint is the
     best.
@@ -80,6 +84,7 @@ class DataConfig:
             self.val_split,
             "None while data.fold is set; give --data.fold None to validate on another split",
         )
+        require(0 < self.share <= 1, "data.share", self.share, "a share above 0, at most 1")
         require(self.long_side >= 32, "data.long_side", self.long_side, "32 pixels or more")
         require(self.crop_size >= 32, "data.crop_size", self.crop_size, "32 pixels or more")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
@@ -153,8 +158,8 @@ class ModelConfig:
     width: int = 16
     """Channels of the first level; each level doubles them, up to 16 x width (a multiple of 8)."""
     depth: int = 6
-    """Number of resolution levels; the coarsest has stride 2^(depth - 1) (2 to 6). vit_unet does not
-    use it: there the coarsest stride is the patch size.
+    """Number of resolution levels; the coarsest has stride 2^(depth - 1) (2 to 6). vit_unet has as
+    many as its patch size asks for.
     """
     norm: NormName = "batch"
     """Normalisation: batch, or group (independent of the batch size)."""

@@ -1,9 +1,9 @@
 """Which samples a run trains and validates on, in which order, and each rank's share of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from scribbleseg.datasets.transforms import TrainSamples, worker_init
 from scribbleseg.distributed import rank, world_size
 from scribbleseg.errors import InputError
 
+T = TypeVar("T")
 Batch = dict[str, Any]
 
 
@@ -144,6 +145,11 @@ def make_loader(
     )
 
 
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` of the items (at most all of them), evenly spread, in order."""
+    return [items[index * len(items) // count] for index in range(count)]
+
+
 def open_data(config: FinetuneConfig) -> RunData:
     """Read, check and cache the samples that `config` names.
 
@@ -168,6 +174,7 @@ def open_data(config: FinetuneConfig) -> RunData:
             )
     elif data.val_split is not None:
         validation = list_scenes(data.root, data.val_split, need_masks=True)
+    scenes = spread(scenes, max(1, round(data.share * len(scenes))))
     cache = SceneCache.open([*scenes, *validation], data.cache_dir)
     positions = range(len(scenes), len(scenes) + len(validation))
     return RunData(

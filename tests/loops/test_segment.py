@@ -80,6 +80,15 @@ def test_events_come_in_order_and_the_rows_are_whole(tiny_data):
     assert np.isclose(rows[0]["loss"], np.mean([float(e.loss) for e in steps[:2]]))
 
 
+@pytest.mark.parametrize(("share", "count"), [(1.0, 11), (0.5, 6), (0.4, 4), (0.1, 1)])
+def test_a_share_of_the_labels_leaves_validation_alone(tiny_data, share, count):
+    whole = open_data(settings(tiny_data))
+    part = open_data(settings(tiny_data, data__share=share))
+    assert len(part.samples) == count and part.num_validation == whole.num_validation
+    stems = [[data.cache.stems[i] for i in data.samples.indices] for data in (part, whole)]
+    assert set(stems[0]) <= set(stems[1]) and len(set(stems[0])) == count
+
+
 def test_it_learns(tiny_data):
     config = settings(tiny_data, train__epochs=40, train__validate_every=40, augment__strength=0.5)
     events, _ = run(config, *start(config))
