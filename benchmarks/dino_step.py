@@ -1,0 +1,220 @@
+"""A DINO step: ours, and a straightforward loop in the authors' style, on the same network.
+
+Both take the same uint8 views (2 global and 8 local by default) through the same backbone and head
+sizes, with AdamW. The plain loop is what a reader of the paper writes: NCHW and float32, one
+forward per resolution, a loop over pairs of crops for the loss, weight normalisation as a
+parametrisation, gradients clipped and weights averaged tensor by tensor, figures read every step.
+Steps are measured in turn (A B A B):
+
+    python -m benchmarks.dino_step                      # ours as users run it
+    python -m benchmarks.dino_step --precision fp32     # the same arithmetic for both
+"""
+
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from scribbleseg.config import (
+    Architecture,
+    CropsConfig,
+    DinoConfig,
+    ModelConfig,
+    Precision,
+    PretrainConfig,
+    TrainConfig,
+    parse_arguments,
+)
+from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
+from scribbleseg.loops.pretrain import Schedule, init_state, pretrain_step, resolve
+from scribbleseg.models import build_model
+from scribbleseg.models.dino import make_backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBench:
+    """What is measured."""
+
+    architecture: Architecture = "resunet"
+    """Network whose encoder is pretrained."""
+    width: int = 16
+    """Its width."""
+    batch_size: int = 16
+    """Images per step."""
+    num_local: int = 8
+    """Local crops per image."""
+    out_dim: int = 4096
+    """Prototypes."""
+    precision: Precision = "auto"
+    """Of our step; the plain loop computes in float32."""
+    rounds: int = 8
+    """Steps of each kind that count; two more come first."""
+
+
+class PlainHead(nn.Module):
+    """The projection head as in the paper's appendix."""
+
+    def __init__(self, in_dim: int, config: DinoConfig, out_dim: int):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(in_dim, config.hidden_dim),
+            nn.GELU(),
+            nn.Linear(config.hidden_dim, config.hidden_dim),
+            nn.GELU(),
+            nn.Linear(config.hidden_dim, config.bottleneck_dim),
+        )
+        self.last: Any = weight_norm(nn.Linear(config.bottleneck_dim, out_dim, bias=False))
+        self.last.parametrizations.weight.original0.data.fill_(1)
+        self.last.parametrizations.weight.original0.requires_grad = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.last(F.normalize(self.mlp(x), dim=-1))
+
+
+def plain_stepper(config: PretrainConfig, device: torch.device) -> Callable[[Tensor, Tensor], None]:
+    """Return a function that takes one step of the plain loop on (global, local) uint8 views."""
+    out_dim = config.dino.out_dim
+    assert out_dim is not None
+
+    def network() -> nn.Module:
+        backbone = make_backbone(build_model(config.model).encoder)
+        return nn.Sequential(backbone, PlainHead(backbone.dim, config.dino, out_dim)).to(device)
+
+    student, teacher = network(), network()
+    teacher.load_state_dict(student.state_dict())
+    for parameter in teacher.parameters():
+        parameter.requires_grad = False
+    optimizer = torch.optim.AdamW(student.parameters(), lr=config.optim.learning_rate)
+    centre = torch.zeros(1, out_dim, device=device)
+    mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(1, 3, 1, 1)
+    deviation = torch.tensor([0.229, 0.224, 0.225], device=device).view(1, 3, 1, 1)
+
+    def outputs(model: nn.Module, crops: Sequence[Tensor]) -> list[Tensor]:
+        """One forward of the backbone per resolution, one of the head."""
+        backbone, head = model.children()
+        sizes = [crop.shape[-1] for crop in crops]
+        features: list[Tensor] = []
+        for size in dict.fromkeys(sizes):
+            features.append(backbone(torch.cat([c for c in crops if c.shape[-1] == size])))
+        return list(head(torch.cat(features)).chunk(len(crops)))
+
+    def step(global_views: Tensor, local_views: Tensor) -> None:
+        views = [v[:, i] for v in (global_views, local_views) for i in range(v.shape[1])]
+        crops = [(view.to(device).float() / 255 - mean) / deviation for view in views]
+        with torch.no_grad():
+            seen = outputs(teacher, crops[:2])
+        logits = outputs(student, crops)
+        total, num_terms = torch.zeros((), device=device), 0
+        for i, target in enumerate(seen):
+            probability = F.softmax((target - centre) / 0.04, dim=-1)
+            for j, logit in enumerate(logits):
+                if i != j:
+                    total = (
+                        total - (probability * F.log_softmax(logit / 0.1, dim=-1)).sum(-1).mean()
+                    )
+                    num_terms += 1
+        loss = total / num_terms
+        if not math.isfinite(loss.item()):
+            raise RuntimeError("the plain loop diverged")
+        optimizer.zero_grad()
+        loss.backward()
+        for parameter in student.parameters():
+            if parameter.grad is not None:
+                norm = parameter.grad.norm()
+                if norm > config.optim.clip_norm:
+                    parameter.grad.mul_(config.optim.clip_norm / (norm + 1e-6))
+        optimizer.step()
+        with torch.no_grad():
+            for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+                old.mul_(0.99).add_(0.01 * new)
+            centre.mul_(0.9).add_(0.1 * torch.cat(seen).mean(dim=0, keepdim=True))
+
+    return step
+
+
+def our_stepper(config: PretrainConfig, device: torch.device) -> Callable[[Tensor, Tensor], None]:
+    """Return a function that takes one of our steps."""
+    precision = autocast_dtype(config.train.precision, device)
+    state = init_state(config, device, precision)
+    state.student.train()
+    stems = [""] * config.train.batch_size
+
+    def step(global_views: Tensor, local_views: Tensor) -> None:
+        pretrain_step(
+            state,
+            state.student,
+            {"global": global_views, "local": local_views, "stem": stems},
+            config,
+            Schedule.at(500, 1000, config),
+            device=device,
+            precision=precision,
+            hold_prototypes=False,
+        )
+
+    return step
+
+
+def main() -> None:
+    """Measure and print."""
+    bench: StepBench = parse_arguments(
+        StepBench, sys.argv[1:], prog="python -m benchmarks.dino_step"
+    )
+    config = PretrainConfig(
+        crops=CropsConfig(num_local=bench.num_local),
+        model=ModelConfig(architecture=bench.architecture, width=bench.width),
+        dino=DinoConfig(out_dim=bench.out_dim),
+        train=TrainConfig(batch_size=bench.batch_size, precision=bench.precision),
+    )
+    config = resolve(config, 500)
+    device = pick_device()
+    torch.manual_seed(0)
+    views = [
+        torch.randint(256, (bench.batch_size, number, 3, size, size), dtype=torch.uint8)
+        for number, size in (
+            (2, config.crops.global_size),
+            (bench.num_local, config.crops.local_size),
+        )
+    ]
+    plain = plain_stepper(config, device)
+    if device.type == "cpu":
+        # Part of how our runs begin; it serves the plain loop as well.
+        prepare_cpu(os.cpu_count() or 1)
+    steppers = {"ours": our_stepper(config, device), "plain loop": plain}
+    times: dict[str, list[float]] = {kind: [] for kind in steppers}
+    for _ in range(bench.rounds + 2):
+        for kind, step in steppers.items():
+            began = time.perf_counter()
+            step(views[0], views[1])
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[kind].append(time.perf_counter() - began)
+    counted = {kind: values[2:] for kind, values in times.items()}
+    sys.stdout.write(
+        "| DINO step, images per second | median | min | max |\n| --- | --- | --- | --- |\n"
+    )
+    for kind, values in counted.items():
+        rates = [bench.batch_size / value for value in values]
+        sys.stdout.write(
+            f"| {kind} | {statistics.median(rates):.1f} | {min(rates):.1f} | {max(rates):.1f} |\n"
+        )
+    ratios = [b / a for a, b in zip(counted["ours"], counted["plain loop"], strict=True)]
+    sys.stdout.write(
+        f"\nours / plain, pair by pair: median {statistics.median(ratios):.2f}, from "
+        f"{min(ratios):.2f} to {max(ratios):.2f}; {bench.architecture} of width {bench.width}, "
+        f"batch {bench.batch_size}, 2 + {bench.num_local} crops, {bench.out_dim} prototypes, "
+        f"{bench.precision} on {device.type}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
