@@ -26,6 +26,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# Tests run several processes at once; threads that spin while they wait for one another would slow
+# all of them several times.
+test test-all: export OMP_WAIT_POLICY ?= passive
+
 test: lint
 	$(BIN)/pytest -q -m 'not slow'
 

@@ -6,6 +6,7 @@ STORAGE/NAME/
   metrics.jsonl       one object per epoch, rewritten whole
   best.json           which checkpoint is best, by which metric
   checkpoint_EPOCH/   see `scribbleseg.checkpoint`
+  pictures/           what a pretrained encoder sees, one small file per probed epoch
 ```
 
 STORAGE is a local path or a URI (s3://, gs://; `AWS_ENDPOINT_URL` is honoured). Local files and
@@ -40,7 +41,7 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{4,9})")
-_MAX_JSON_BYTES = 1_000_000
+_MAX_FILE_BYTES = 1_000_000
 _EPOCHS_FOR_PACE = 5
 
 
@@ -105,13 +106,41 @@ class RunFolder:
         """Say whether the run came to its end."""
         return (self.read_json(RUN) or {}).get("finished") is True
 
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a small file of the run, atomically; its name may lead into a folder.
+
+        Raises:
+            OSError: it cannot be written; an older file stays.
+        """
+        if self.local_path is None:
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+                stream.write(content)
+        else:
+            path = self.local_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_bytes(path, content)
+
+    def read_file(self, name: str) -> bytes | None:
+        """Read a small file of the run; None where there is none.
+
+        Raises:
+            InputError: it is not small.
+        """
+        return _read(self.filesystem, f"{self.path}/{name}", limit=_MAX_FILE_BYTES)
+
+    def list_files(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder of the run, in order."""
+        selector = FileSelector(f"{self.path}/{folder}", allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in infos if info.type == FileType.File)
+
     def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, atomically.
 
         Raises:
             OSError: it cannot be written; an older file stays.
         """
-        self._write(name, checkpoint.to_json(tree))
+        self.write_file(name, checkpoint.to_json(tree))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a JSON file of the run; None where there is none.
@@ -120,7 +149,7 @@ class RunFolder:
             InputError: it is not a JSON object.
         """
         path = f"{self.path}/{name}"
-        content = _read(self.filesystem, path, limit=_MAX_JSON_BYTES)
+        content = _read(self.filesystem, path, limit=_MAX_FILE_BYTES)
         return None if content is None else checkpoint.parse_json(content, path)
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -129,7 +158,7 @@ class RunFolder:
         Raises:
             OSError: it cannot be written; an older file stays.
         """
-        self._write(METRICS, b"".join(checkpoint.to_json(row, indent=None) for row in history))
+        self.write_file(METRICS, b"".join(checkpoint.to_json(row, indent=None) for row in history))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; an empty list where there is none.
@@ -264,14 +293,6 @@ class RunFolder:
         """
         return _download(self.filesystem, self.checkpoint_path(epoch), destination)
 
-    def _write(self, name: str, content: bytes) -> None:
-        if self.local_path is None:
-            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
-                stream.write(content)
-        else:
-            self.local_path.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_bytes(self.local_path / name, content)
-
     def _epochs(self) -> list[int]:
         """Epochs of all checkpoint folders, whole or not, in order."""
         selector = FileSelector(self.path, allow_not_found=True)
@@ -283,7 +304,7 @@ class RunFolder:
 
     def _is_whole(self, epoch: int, *, hashed: bool) -> bool:
         folder = self.checkpoint_path(epoch)
-        content = _read(self.filesystem, f"{folder}/{MANIFEST}", limit=_MAX_JSON_BYTES)
+        content = _read(self.filesystem, f"{folder}/{MANIFEST}", limit=_MAX_FILE_BYTES)
         if content is None:
             return False
         try:
@@ -366,7 +387,7 @@ def pull(uri: str, out: Path) -> Path:
     folder = RunFolder.open(uri)
     source = folder.path
     if not _is_file(folder.filesystem, f"{source}/{MANIFEST}"):
-        best = _read(folder.filesystem, f"{source}/{BEST}", limit=_MAX_JSON_BYTES)
+        best = _read(folder.filesystem, f"{source}/{BEST}", limit=_MAX_FILE_BYTES)
         if best is None:
             raise InputError(
                 f"{uri}: holds neither {BEST} nor {MANIFEST}; expected a run or sweep that has "
@@ -438,7 +459,7 @@ def _download(filesystem: FileSystem, source: str, out: Path) -> Path:
     out = out.expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already and is not an empty folder; give another --out")
-    manifest = _read(filesystem, f"{source}/{MANIFEST}", limit=_MAX_JSON_BYTES)
+    manifest = _read(filesystem, f"{source}/{MANIFEST}", limit=_MAX_FILE_BYTES)
     if manifest is None:
         raise InputError(f"{source}: holds no {MANIFEST}; expected a checkpoint written to its end")
     stamps = checkpoint.parse_manifest(manifest, f"{source}/{MANIFEST}")
@@ -494,7 +515,7 @@ def _read(filesystem: FileSystem, path: str, *, limit: int | None = None) -> byt
     if info.type != FileType.File:
         return None
     if limit is not None and info.size > limit:
-        raise InputError(f"{path}: {info.size} bytes, expected a small JSON file")
+        raise InputError(f"{path}: {info.size} bytes, expected a small file")
     with filesystem.open_input_stream(path) as stream:
         return stream.read()
 

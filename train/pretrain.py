@@ -67,11 +67,17 @@ def main(arguments: Sequence[str]) -> None:
     order = Order(recipe=recipe, config=config, launch=launch, name=job.name, fresh=job.fresh)
     done = carry_out(order, pretrain_worker)
     if done is not None:
-        place, _ = done
-        sys.stdout.write(
-            f"done: {place}\nfine-tune it: python -m train.finetune RECIPE --data.root DIR "
-            f"--model.architecture {config.model.architecture} --init-from {place}\n"
-        )
+        from scribbleseg.report.records import finetune_command
+
+        place, run = done
+        if run.local_path is not None and launch.is_local:
+            # Elsewhere `scribbleseg report` makes the page.
+            from scribbleseg.report.page import write_report
+
+            page = write_report([place], run.local_path / "report.html")
+            sys.stdout.write(f"curves and pictures: {page}\n")
+        command = finetune_command(place, config.model)
+        sys.stdout.write(f"done: {place}\nfine-tune it: {command}\n")
 
 
 if __name__ == "__main__":

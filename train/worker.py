@@ -28,6 +28,7 @@ from scribbleseg.config import (
     from_dict,
     to_dict,
 )
+from scribbleseg.datasets.cache import SceneCache
 from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
 from scribbleseg.distributed import barrier, broadcast_flag, rank, world_size
 from scribbleseg.errors import DivergedError, InputError
@@ -35,6 +36,7 @@ from scribbleseg.loops import pretrain, segment
 from scribbleseg.loops.batches import BatchPlan, open_data
 from scribbleseg.loops.state import TrainState, init_state
 from scribbleseg.loops.steps import EpochDone, Event, Row, SaveDue, StepDone
+from scribbleseg.report.pretraining import NUM_SCENES, draw_picture, picture_name
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard
 
@@ -77,6 +79,8 @@ class Assembly:
     """What a person should know before the start."""
     events: Callable[[], Iterator[Event]]
     """Begins the training."""
+    draw: Callable[[], bytes] | None = None
+    """Returns a picture of what the encoder sees now, as a JPEG; None: there are no pictures."""
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, str]:
@@ -125,6 +129,12 @@ def assemble_pretrain(settings: dict[str, Any], device: torch.device, *, resumed
     resolved = pretrain.resolve(config, len(data.samples))
     state = pretrain.init_state(resolved, device, precision)
     numbers = sum(parameter.numel() for parameter in state.encoder.parameters())
+    probed = data.probed
+
+    def draw(scenes: SceneCache) -> bytes:
+        shown = (scenes[index] for index in range(min(NUM_SCENES, len(scenes))))
+        return draw_picture(state.encoder, shown, config.probe, device)
+
     skipped = data.cache.skipped
     warnings = [f"skipped {path}: {reason}" for path, reason in skipped[:SKIPPED_SHOWN]]
     if len(skipped) > SKIPPED_SHOWN:
@@ -142,6 +152,7 @@ def assemble_pretrain(settings: dict[str, Any], device: torch.device, *, resumed
         ),
         warnings=warnings,
         events=lambda: pretrain.fit(state, data, resolved, device=device, precision=precision),
+        draw=None if probed is None else lambda: draw(probed),
     )
 
 
@@ -322,10 +333,11 @@ def _duration(seconds: float) -> str:
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """Rank 0's run.json, metrics.jsonl and TensorBoard files; on other ranks it does nothing."""
+    """Rank 0's run.json, metrics.jsonl, pictures and TensorBoard files; other ranks write none."""
 
     run: RunFolder
     facts: dict[str, Any]
+    draw: Callable[[], bytes] | None
     writer: SummaryWriter | None
     began: float
 
@@ -351,7 +363,9 @@ class RunRecord:
             "wall_time": spent,
             "finished": False,
         }
-        record = RunRecord(run=run, facts=facts, writer=None, began=time.monotonic() - spent)
+        record = RunRecord(
+            run=run, facts=facts, draw=job.draw, writer=None, began=time.monotonic() - spent
+        )
         if rank() == 0:
             run.write_json("run.json", facts)
             if run.local_path is not None:
@@ -368,9 +382,13 @@ class RunRecord:
         # The next epoch writes all of it again, so a full disk costs nothing here.
         _try(lambda: self.run.write_metrics(history))
         _try(lambda: self.run.write_json("run.json", self.facts))
-        _try(lambda: self._draw(event))
+        _try(lambda: self._write_scalars(event))
+        draw = self.draw
+        if draw is not None and "probe_miou" in event.metrics:
+            name = picture_name(event.epoch)
+            _try(lambda: self.run.write_file(name, draw()))
 
-    def _draw(self, event: EpochDone) -> None:
+    def _write_scalars(self, event: EpochDone) -> None:
         if self.writer is not None:
             for key, value in event.metrics.items():
                 self.writer.add_scalar(key, value, event.epoch)

@@ -31,6 +31,17 @@ COMPARED = {
     "background_iou": "Background IoU",
 }
 """Metrics that runs are compared by, and the titles of their charts."""
+PRETRAINING = {
+    "loss": "Pretraining loss",
+    "probe_miou": "Probe mIoU",
+    "entropy": "Teacher's entropy",
+    "kl": "KL divergence, teacher to student",
+    "deviation": "Spread of features",
+    "grad_norm": "Gradient norm",
+}
+"""The same for pretraining runs."""
+SHARES = {"miou", "object_iou", "background_iou", "probe_miou", "deviation"}
+"""Metrics that lie in [0, 1]."""
 
 WIDTH_INCHES, HEIGHT_INCHES = 5.6, 3.0
 
@@ -85,7 +96,13 @@ def styles() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, best_epoch: int | None = None, share: bool = False
+    title: str,
+    lines: Sequence[Line],
+    *,
+    best_epoch: int | None = None,
+    level: float | None = None,
+    share: bool = False,
+    note: str = "",
 ) -> Chart:
     """Draw curves over epochs.
 
@@ -93,7 +110,9 @@ def line_chart(
         title: One short line; also keeps the ids of this drawing apart from others on the page.
         lines: The curves; those without points stand in no legend.
         best_epoch: Marked by a vertical line.
+        level: Marked by a horizontal line.
         share: The values lie in [0, 1], and the axis ends there.
+        note: One sentence under the drawing; "" says which epoch is marked.
     """
     drawn = [line for line in lines if line.values]
     with _axes(title) as (figure, axes):
@@ -108,13 +127,19 @@ def line_chart(
             )
         if best_epoch is not None:
             axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+        if level is not None:
+            axes.axhline(level, color=ORANGE, linewidth=1.2, linestyle=(0, (4, 2)))
+            low, high = axes.get_ylim()
+            # The line must not lie on the drawing's edge.
+            axes.set_ylim(low, max(high, level + (level - low) / 20))
         if share and drawn:
             low = min(min(line.values) for line in drawn)
             high = max(max(line.values) for line in drawn)
             axes.set_ylim(max(0.0, math.floor(low * 10 - 0.2) / 10), min(1.0, high + 0.05))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        note = "" if best_epoch is None else f"Dotted: the best epoch, {best_epoch:g}."
+        if best_epoch is not None and not note:
+            note = f"Dotted: the best epoch, {best_epoch:g}."
         return Chart(title=title, svg=_to_svg(figure), lines=drawn, note=note)
 
 
@@ -154,21 +179,66 @@ def follow(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list
     return charts
 
 
-def compare(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[Chart]:
+def follow_pretraining(history: Sequence[Mapping[str, Any]], out_dim: int | None) -> list[Chart]:
+    """Return the curves of one pretraining run, as far as there is something to draw.
+
+    Args:
+        history: The run's metrics.jsonl.
+        out_dim: Prototypes of its head, if known.
+    """
+
+    def line(label: str, key: str, colour: str = BLACK, dash: tuple[int, ...] = ()) -> Line:
+        return Line(label, *series(history, key), colour=colour, dash=dash)
+
+    ignorance, note = None, "Cross-entropy of teacher and student, in nats."
+    if out_dim is not None:
+        ignorance = math.log(out_dim)
+        note = f"Dashed: ln({out_dim}) = {ignorance:.2f}, where nothing has been learned."
+    loss, miou = line("mean of the epoch", "loss"), line("nearest stroke", "probe_miou", BLUE)
+    entropy = line("teacher's entropy", "entropy", BLUE)
+    divergence = line("KL divergence, teacher to student", "kl", RED, DASHES[1])
+    spread = line("mean of the epoch", "deviation")
+    norm = line("mean of the epoch, before clipping", "grad_norm")
+    charts = [
+        line_chart("Pretraining loss", [loss], level=ignorance, note=note),
+        line_chart(
+            "Probe mIoU",
+            [miou],
+            share=True,
+            note="Each pixel takes the label of the stroke nearest in feature space.",
+        ),
+        line_chart(
+            "Entropy and KL divergence",
+            [entropy, divergence],
+            note="In nats; their sum is the loss. An entropy of 0: one prototype takes all images.",
+        ),
+        line_chart(
+            "Spread of features", [spread], share=True, note="Towards 0 all images look alike."
+        ),
+        line_chart("Gradient norm", [norm]),
+    ]
+    return [chart for chart in charts if chart.lines]
+
+
+def compare(
+    runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]],
+    titles: Mapping[str, str] = COMPARED,
+) -> list[Chart]:
     """Return one chart per metric with all runs in it.
 
     Args:
         runs: Name and metrics.jsonl of each; on different storages two may share a name.
+        titles: The metrics, and what their charts are called.
     """
     charts: list[Chart] = []
-    for key, title in COMPARED.items():
+    for key, title in titles.items():
         lines = [
             Line(name, *series(history, key), colour=colour, dash=dash)
             # There are endlessly many styles, so the runs decide how many are taken.
             for (name, history), (colour, dash) in zip(runs, styles(), strict=False)
         ]
         if any(line.values for line in lines):
-            charts.append(line_chart(title, lines, share=key != "loss"))
+            charts.append(line_chart(title, lines, share=key in SHARES))
     return charts
 
 

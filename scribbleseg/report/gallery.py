@@ -206,9 +206,14 @@ def to_data_uri(picture: Rgb, long_side: int) -> str:
     height, width = (max(1, round(size * scale)) for size in picture.shape[:2])
     if scale < 1:
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    return "data:image/jpeg;base64," + base64.b64encode(to_jpeg(picture)).decode()
+
+
+def to_jpeg(picture: Rgb) -> bytes:
+    """Return a picture as a JPEG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _line_width(image: Rgb) -> int:

@@ -20,6 +20,7 @@ from scribbleseg.evaluate import METRIC_NAMES, Evaluation
 from scribbleseg.predict import Predictor
 from scribbleseg.report import curves, tables
 from scribbleseg.report.curves import Chart
+from scribbleseg.report.pretraining import Pretraining, look_back
 from scribbleseg.report.records import (
     Findings,
     Record,
@@ -58,6 +59,8 @@ class Section:
     """What the commands need."""
     commands: list[str]
     """How all this is made again."""
+    pretraining: Pretraining | None = None
+    """What there is to say of a pretraining run; None: the network was trained to segment."""
 
     @property
     def scores(self) -> Table | None:
@@ -90,7 +93,15 @@ def write_report(
         raise InputError(f"{data_root}: no such folder; expected the one that holds the splits")
     count = EXHIBITS_ALONE if len(runs) == 1 else EXHIBITS_TOGETHER
     records = [read_record(str(run)) for run in runs]
-    return _write(out, [_run_section(record, data_root, split, count) for record in records])
+    return _write(
+        out,
+        [
+            _pretraining_section(record)
+            if record.is_pretraining
+            else _run_section(record, data_root, split, count)
+            for record in records
+        ],
+    )
 
 
 def write_evaluation_page(predictor: Predictor, evaluation: Evaluation, out: Path) -> Path:
@@ -153,8 +164,7 @@ def _run_section(
     facts = tables.run_facts(
         record.info, record.history, record.best, findings and findings.num_parameters
     )
-    if not record.info.get("finished"):
-        note = f"This run has not finished: {facts['Epochs']} epochs. {note}"
+    note = f"{_unfinished(record, facts)} {note}"
     return Section(
         name=record.name,
         kicker=f"scribbleseg · recipe {record.info.get('recipe', 'unknown')}",
@@ -169,26 +179,95 @@ def _run_section(
     )
 
 
+def _pretraining_section(record: Record) -> Section:
+    """Gather everything the page says about a pretraining run."""
+    # Its best checkpoint is its last, which says nothing.
+    facts = tables.run_facts(record.info, record.history, None, None)
+    pretraining = look_back(record)
+    return Section(
+        name=record.name,
+        kicker=f"scribbleseg · DINO pretraining · recipe {record.info.get('recipe', 'unknown')}",
+        history=record.history,
+        best=None,
+        findings=None,
+        note=f"{_unfinished(record, facts)} {pretraining.warning}".strip(),
+        facts=facts,
+        configuration=yaml.safe_dump(dict(record.info["config"]), sort_keys=False),
+        hint=(
+            f"With the full configuration below saved as {record.name}.yaml; to fine-tune, put a "
+            "recipe and the folder of your labelled data in the places of RECIPE and DIR:"
+        ),
+        commands=commands(record),
+        pretraining=pretraining,
+    )
+
+
+def _unfinished(record: Record, facts: Mapping[str, str]) -> str:
+    """Return a sentence about a run that is not finished; nothing about one that is."""
+    if record.info.get("finished"):
+        return ""
+    return f"This run has not finished: {facts['Epochs']} epochs."
+
+
 def _charts(sections: Sequence[Section]) -> list[Chart]:
-    """Return the curves of one run, or those of all runs together."""
+    """Return the curves of one run, or those of all runs together.
+
+    A pretraining run shares no chart with one that learned to segment: their losses differ in kind.
+    """
     if len(sections) > 1:
-        return curves.compare([(section.name, section.history) for section in sections])
+        return [
+            chart
+            for titles, pretrained in ((curves.COMPARED, False), (curves.PRETRAINING, True))
+            for chart in curves.compare(
+                [
+                    # A run keeps its colour in all charts, so the other ones only lose their lines.
+                    (
+                        section.name,
+                        section.history if bool(section.pretraining) == pretrained else [],
+                    )
+                    for section in sections
+                ],
+                titles,
+            )
+        ]
     section = sections[0]
+    if section.pretraining is not None:
+        return curves.follow_pretraining(section.history, section.pretraining.num_prototypes)
     return curves.follow(section.history, section.best["epoch"] if section.best else None)
+
+
+def _comparisons(sections: Sequence[Section]) -> list[Table]:
+    """Return a table of the runs that segment, and one of those that pretrained an encoder."""
+    segmented = [section for section in sections if section.pretraining is None]
+    pretrained = [section for section in sections if section.pretraining is not None]
+    compared: list[Table] = []
+    if segmented:
+        compared.append(
+            tables.comparison_table(
+                [section.name for section in segmented],
+                [section.findings and section.findings.evaluation for section in segmented],
+                [section.facts for section in segmented],
+            )
+        )
+    if pretrained:
+        compared.append(
+            tables.pretraining_table(
+                [section.name for section in pretrained],
+                [section.history for section in pretrained],
+                [section.facts for section in pretrained],
+            )
+        )
+    return compared
 
 
 def render(sections: Sequence[Section]) -> str:
     """Return the page's HTML."""
     alone = sections[0] if len(sections) == 1 else None
-    table = spread = None
+    results, spread = list[Table](), None
     if alone is None:
-        table = tables.comparison_table(
-            [section.name for section in sections],
-            [section.findings and section.findings.evaluation for section in sections],
-            [section.facts for section in sections],
-        )
+        results = _comparisons(sections)
     elif alone.findings is not None:
-        table = tables.figures_table(alone.findings.evaluation)
+        results = [tables.figures_table(alone.findings.evaluation)]
         scores = [row.miou for row in alone.findings.evaluation.rows]
         spread = curves.distribution("Images by mIoU", scores)
     environment = Environment(
@@ -200,7 +279,7 @@ def render(sections: Sequence[Section]) -> str:
         alone=alone,
         sections=sections,
         charts=_charts(sections),
-        table=table,
+        results=results,
         spread=spread,
         has_attention=any(
             exhibit.attention

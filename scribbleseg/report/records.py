@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scribbleseg.config import flatten
+from scribbleseg.config import ModelConfig, flatten, from_dict
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import Evaluation, evaluate, list_scored
+from scribbleseg.models import encoder_settings
 from scribbleseg.predict import Predictor, load
 from scribbleseg.report import gallery
 from scribbleseg.report.gallery import Group
@@ -37,6 +38,11 @@ class Record:
     def settings(self) -> dict[str, Any]:
         """Its configuration, by dotted keys."""
         return flatten(self.info.get("config", {}))
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether an encoder was pretrained; else a network was trained to segment."""
+        return self.info.get("kind") == "dino"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +139,31 @@ def validation_part(record: Record) -> tuple[str, str, int | None]:
 def commands(record: Record) -> list[str]:
     """Return the commands that train the run again, score it and draw this page.
 
-    Training takes the page's own configuration as a file: a recipe may have changed since.
+    Training takes the page's own configuration as a file: a recipe may have changed since. What
+    is pretrained is not scored but fine-tuned.
     """
+    draw = shlex.join(["scribbleseg", "report", record.uri])
+    if record.is_pretraining:
+        model = from_dict(ModelConfig, record.info["config"].get("model", {}))
+        train = shlex.join(["python", "-m", "train.pretrain", f"{record.name}.yaml"])
+        return [train, finetune_command(record.uri, model), draw]
     lines = [shlex.join(["python", "-m", "train.finetune", f"{record.name}.yaml"])]
     try:
         root, split, fold = validation_part(record)
     except InputError:
         return lines
     lines.append(evaluate_command(record.uri, root, split, fold))
-    return [*lines, shlex.join(["scribbleseg", "report", record.uri])]
+    return [*lines, draw]
+
+
+def finetune_command(checkpoint: str, model: ModelConfig) -> str:
+    """Return the command that starts from a pretrained encoder; RECIPE and DIR are left open."""
+    words = ["python", "-m", "train.finetune", "RECIPE", "--data.root", "DIR"]
+    words += ["--model.architecture", model.architecture]
+    for name, value in encoder_settings(model).items():
+        if name != "encoder":
+            words += [f"--model.{name.replace('_', '-')}", str(value)]
+    return shlex.join([*words, "--init-from", checkpoint])
 
 
 def evaluate_command(checkpoint: str, root: str, split: str, fold: int | None) -> str:

@@ -14,6 +14,14 @@ from scribbleseg.evaluate import BOOTSTRAP_SEED, METRIC_NAMES, Evaluation
 from scribbleseg.metrics import bootstrap_interval
 
 NOTHING = "–"
+PRETRAINING_FIGURES = {
+    "probe_miou": "Probe mIoU",
+    "loss": "Loss",
+    "entropy": "Teacher's entropy",
+    "kl": "KL divergence",
+    "deviation": "Spread",
+}
+"""Metrics of pretraining runs in their table, and their columns' titles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +103,37 @@ def comparison_table(
     return Table(header=[*header, "Pooled mIoU"], rows=rows, note=note if any(evaluations) else "")
 
 
+def pretraining_table(
+    names: Sequence[str],
+    histories: Sequence[Sequence[Mapping[str, Any]]],
+    facts: Sequence[Mapping[str, str]],
+) -> Table:
+    """Return one row per pretraining run: its architecture and its last figures.
+
+    Args:
+        names: The runs.
+        histories: Their metrics.jsonl.
+        facts: What `run_facts` says of each.
+    """
+    rows: list[list[str]] = []
+    for name, history, fact in zip(names, histories, facts, strict=True):
+        figures = [share(last(history, key)) for key in PRETRAINING_FIGURES]
+        rows.append(
+            [name, *(fact.get(key, NOTHING) for key in ("Architecture", "Epochs")), *figures]
+        )
+    return Table(
+        header=["Pretraining run", "Architecture", "Epochs", *PRETRAINING_FIGURES.values()],
+        rows=rows,
+        note="The last epoch's figures; those of the probe from the last epoch that had one.",
+    )
+
+
+def last(history: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Return the last value of a metric; None where there is none."""
+    values = (row[key] for row in reversed(history) if isinstance(row.get(key), int | float))
+    return next(values, None)
+
+
 def difference(evaluation: Evaluation, base: Evaluation | None) -> str:
     """Return by how much mIoU differs from another network's on the same images, paired.
 
@@ -145,6 +184,7 @@ def run_facts(
     facts: dict[str, Any] = {
         "Architecture": config.get("model.architecture"),
         "Parameters": num_parameters and millions(num_parameters),
+        "Prototypes": flatten(info.get("resolved", {})).get("dino.out_dim"),
         "Epochs": f"{len(history)} of {planned}" if planned else len(history),
         "Best epoch": best and best.get("epoch"),
         "Wall time": duration(info.get("wall_time")),
@@ -154,6 +194,7 @@ def run_facts(
         "Git commit": _short(info.get("git_commit")),
         "Data fingerprint": _short(info.get("data_fingerprint")),
         "Settings hash": info.get("config_hash"),
+        "Images": ", ".join(config.get("data.roots") or []),
         "Versions": ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
     }
     return {label: str(value) for label, value in facts.items() if value not in (None, "")}

@@ -9,9 +9,20 @@ import torch
 from PIL import Image
 
 from scribbleseg.checkpoint import write_manifest, write_model
-from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, TrainConfig, to_dict
+from scribbleseg.config import (
+    DataConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PretrainConfig,
+    PretrainDataConfig,
+    ProbeConfig,
+    TrainConfig,
+    to_dict,
+)
+from scribbleseg.datasets.scenes import list_scenes, read_scene
 from scribbleseg.models import build_model
 from scribbleseg.predict import Predictor
+from scribbleseg.report.pretraining import draw_picture, picture_name
 from scribbleseg.runs import RunFolder
 
 STEMS = [f"photo <{number}>" for number in range(8)]
@@ -86,6 +97,37 @@ def make_run(
                 "finished": True,
             },
         )
+        return run
+
+    return make
+
+
+@pytest.fixture
+def make_pretraining(tmp_path: Path, root: Path) -> Callable[..., RunFolder]:
+    """Return a function that writes a finished pretraining run with pictures of its epochs."""
+
+    def make(name: str, *, num_epochs: int = 3) -> RunFolder:
+        config = PretrainConfig(
+            data=PretrainDataConfig(roots=(str(root),)),
+            model=ModelConfig(width=8, depth=3),
+            train=TrainConfig(epochs=num_epochs),
+            probe=ProbeConfig(root=str(root), long_side=32),
+        )
+        run = RunFolder.open(str(tmp_path / "runs" / name))
+        scene = read_scene(list_scenes(root, "train", need_masks=True)[0])
+        picture = draw_picture(build_model(config.model).encoder, [scene], config.probe, "cpu")
+        figures = {"entropy": 2.0, "deviation": 0.4, "grad_norm": 0.7}
+        rows = [
+            {"epoch": epoch, "loss": 2 + 1 / epoch, "kl": 1 / epoch, **figures}
+            | {"probe_miou": 0.5 + epoch / 100}
+            for epoch in range(1, num_epochs + 1)
+        ]
+        run.write_metrics(rows)
+        for row in rows:
+            run.write_file(picture_name(row["epoch"]), picture)
+        run.write_best(num_epochs, "epoch", float(num_epochs))
+        info = {"kind": "dino", "recipe": "demo", "config": to_dict(config), "finished": True}
+        run.write_json("run.json", {**info, "resolved": {"dino": {"out_dim": 1024}}})
         return run
 
     return make

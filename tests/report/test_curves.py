@@ -8,10 +8,12 @@ import matplotlib as mpl
 import pytest
 
 from scribbleseg.report.curves import (
+    PRETRAINING,
     Line,
     compare,
     distribution,
     follow,
+    follow_pretraining,
     line_chart,
     series,
     styles,
@@ -85,6 +87,30 @@ def test_runs_are_compared_metric_by_metric():
         ["a"],
     ]
     assert charts[0].lines[0].colour != charts[0].lines[1].colour
+
+
+def test_pretraining_has_curves_of_its_own_as_far_as_they_exist():
+    history = [{"epoch": 1, "loss": 6.0, "entropy": 5.0, "kl": 1.0, "probe_miou": 0.6}]
+    charts = follow_pretraining(history, 1024)
+    assert [chart.title for chart in charts] == [
+        "Pretraining loss",
+        "Probe mIoU",
+        "Entropy and KL divergence",
+    ]
+    assert "ln(1024) = 6.93" in charts[0].note
+    assert len(charts[2].lines) == 2
+    assert "ln(" not in follow_pretraining(history, None)[0].note
+    assert follow_pretraining([], 1024) == []
+    compared = compare([("a", history), ("b", [])], PRETRAINING)
+    assert [chart.title for chart in compared] == list(PRETRAINING.values())[:4]
+    assert all([line.label for line in chart.lines] == ["a"] for chart in compared)
+
+
+def test_level_lies_inside_the_drawing():
+    line = Line(label="a", epochs=[1.0, 2.0], values=[5.0, 4.0])
+    plain, marked = (line_chart("loss", [line], level=level).svg for level in (None, 6.93))
+    assert plain != marked
+    ElementTree.fromstring(marked)
 
 
 def test_first_28_lines_look_different():

@@ -1,0 +1,231 @@
+"""The ablation: its plan, its figures against plain arithmetic, and a whole one on tiny data."""
+
+import csv
+import json
+import statistics
+
+import numpy as np
+import pytest
+
+from scribbleseg.checkpoint import read_model
+from scribbleseg.cli import exit_status
+from scribbleseg.errors import InputError
+from scribbleseg.evaluate import Row
+from scribbleseg.runs import RunFolder
+from train.recipes import PRETRAIN_RECIPES, RECIPES
+from tune.ablation import (
+    JOBS,
+    AblationJob,
+    main,
+    mean_history,
+    plan,
+    score,
+    settle,
+)
+from tune.comparison import METRICS, Cell, figures, to_csv, to_tables
+
+TINY = [
+    "--finetune.data.long-side=64", "--finetune.data.crop-size=64", "--finetune.model.width=8",
+    "--finetune.model.depth=3", "--finetune.model.norm=group", "--finetune.train.batch-size=4",
+    "--finetune.train.epochs=1", "--finetune.train.precision=fp32", "--finetune.data.num-workers=0",
+    "--pretrain.crops.global-size=64", "--pretrain.crops.local-size=32",
+    "--pretrain.crops.num-local=2", "--pretrain.dino.out-dim=32", "--pretrain.dino.hidden-dim=32",
+    "--pretrain.train.batch-size=4", "--pretrain.train.epochs=1", "--pretrain.train.precision=fp32",
+    "--pretrain.data.num-workers=0", "--launch.cpus-per-worker=1",
+]  # fmt: skip
+
+
+def make_job(tiny_data, **changes):
+    base = JOBS["demo"]()
+    return settle(AblationJob(**{**vars(base), "data_root": str(tiny_data), **changes}), base)
+
+
+def make_rows(generator, count):
+    values = generator.uniform(0.2, 1.0, (count, 3))
+    return [
+        Row(stem=f"{n}", object_iou=o, background_iou=b, miou=m, boundary_iou=0.0, object_share=0.5)
+        for n, (o, b, m) in enumerate(values.tolist())
+    ]
+
+
+def test_recipes_of_finetuning_and_pretraining_come_in_pairs():
+    assert JOBS.keys() == RECIPES.keys() == PRETRAIN_RECIPES.keys()
+    assert JOBS["report"]().finetune == RECIPES["report"]()
+    assert JOBS["report"]().pretrain == PRETRAIN_RECIPES["report"]()
+
+
+def test_encoders_come_first_and_are_shared(tiny_data):
+    runs = plan(make_job(tiny_data, seeds=2), "/runs/a")
+    names = [run.name for run in runs]
+    assert names[:2] == ["pretrain-unet-s0", "pretrain-resunet-s0"]
+    assert names[2:8] == [
+        f"{architecture}-{start}-s0-share1.0"
+        for architecture in ("unet", "resunet", "attention_resunet")
+        for start in ("scratch", "dino")
+    ]
+    assert len(names) == len(set(names)) == 2 + 3 * 2 * 2
+    by_name = {run.name: run.config for run in runs}
+    assert by_name["unet-scratch-s1-share1.0"].init_from is None
+    for architecture, encoder in (("unet", "unet"), ("attention_resunet", "resunet")):
+        config = by_name[f"{architecture}-dino-s1-share1.0"]
+        assert config.init_from == f"/runs/a/pretrain-{encoder}-s0"
+        assert (config.model.architecture, config.train.seed) == (architecture, 1)
+    assert by_name["pretrain-unet-s0"].data.roots == (str(tiny_data),)
+
+
+def test_shares_and_pretraining_seeds_multiply_the_plan(tiny_data):
+    job = make_job(
+        tiny_data, seeds=3, pretrain_seeds=2, shares=(0.25, 1.0), architectures=("resunet",)
+    )
+    configs = {run.name: run.config for run in plan(job, "/a")}
+    assert len(configs) == 2 + 3 * 2 * 2
+    assert configs["pretrain-resunet-s1"].train.seed == 1
+    ends = [configs[f"resunet-dino-s{seed}-share0.25"].init_from[-2:] for seed in range(3)]
+    assert ends == ["s0", "s1", "s0"]
+    assert configs["resunet-scratch-s2-share0.25"].data.share == 0.25
+
+
+def test_scratch_and_dino_differ_in_their_start_alone(tiny_data):
+    configs = {run.name: run.config for run in plan(make_job(tiny_data), "/a")}
+    one, other = (vars(configs[f"unet-{start}-s0-share1.0"]) for start in ("scratch", "dino"))
+    assert {key for key in one if one[key] != other[key]} == {"init_from"}
+
+
+def test_figures_agree_with_plain_arithmetic():
+    generator = np.random.default_rng(3)
+    cells = [
+        Cell(start, architecture, share)
+        for architecture in ("unet", "resunet")
+        for share in (0.5, 1.0)
+        for start in ("scratch", "DINO")
+    ]
+    scores = {cell: [make_rows(generator, 20) for _ in range(3)] for cell in cells}
+    found = figures(scores)
+    assert len(found) == len(cells) * 3 + len(cells) // 2 * 3
+    by_key = {figure[:4]: figure for figure in found}
+    for cell in cells:
+        for metric in METRICS:
+            means = [statistics.mean(getattr(r, metric) for r in rows) for rows in scores[cell]]
+            figure = by_key[(*cell, metric)]
+            assert figure.mean == pytest.approx(statistics.mean(means))
+            assert figure.deviation == pytest.approx(statistics.stdev(means))
+    gains = []
+    scratch, dino = (scores[Cell(start, "resunet", 0.5)] for start in ("scratch", "DINO"))
+    for image in range(20):
+        before = statistics.mean(seed[image].miou for seed in scratch)
+        after = statistics.mean(seed[image].miou for seed in dino)
+        gains.append(after - before)
+    figure = by_key[("difference", "resunet", 0.5, "miou")]
+    assert figure.mean == pytest.approx(statistics.mean(gains))
+    # Another way to draw the resamples gives nearly the same interval.
+    draws = np.random.default_rng(8).choice(gains, (20_000, 20)).mean(axis=1)
+    assert (figure.low, figure.high) == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=5e-3)
+
+
+def test_tables_stand_in_the_reports_form():
+    generator = np.random.default_rng(0)
+    scores = {Cell(s, "unet", 0.25): [make_rows(generator, 5)] * 2 for s in ("scratch", "DINO")}
+    scratch, dino, difference = to_tables(figures(scores), "a note")
+    assert scratch.header == ["Table 1: from scratch", "Labels", "Object IoU", "Background IoU",
+                              "mIoU"]  # fmt: skip
+    assert scratch.rows[0][:2] == ["unet", "25 %"] and scratch.rows[0][2].endswith("± 0.000")
+    assert dino.header[0] == "Table 2: DINO" and difference.note == "a note"
+    assert difference.rows[0][4][0] in "+−" and " to " in difference.rows[0][4]
+    lines = list(csv.DictReader(to_csv(figures(scores)).splitlines()))
+    assert len(lines) == 9 and lines[0]["table"] == "scratch" and lines[0]["low"] == ""
+
+
+def test_one_seed_has_no_deviation():
+    rows = make_rows(np.random.default_rng(0), 4)
+    scores = {Cell(start, "unet", 1.0): [rows] for start in ("scratch", "DINO")}
+    assert "±" not in figures(scores)[0].text()
+    assert figures(scores)[-1].text() == "+0.000 (+0.000 to +0.000)"
+
+
+def test_histories_are_averaged_epoch_by_epoch():
+    histories = [
+        [{"epoch": 1, "miou": 0.2}, {"epoch": 2}],
+        [{"epoch": 1, "miou": 0.4}, {"epoch": 2}],
+    ]
+    assert mean_history(histories) == [{"epoch": 1, "miou": pytest.approx(0.3)}, {"epoch": 2}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "data.root is not set; expected the folder"),
+        (["cup"], "'cup' is unknown; expected demo, cpu, report, gpu"),
+        (["--data.root", "/nowhere"], "/nowhere"),
+        (["cpu", "--architectures", "unet", "vgg"], "'vgg'"),
+        (["cpu", "--architectures", "unet", "unet"], "none of them twice"),
+        (["cpu", "--architectures"], "architectures is ()"),
+        (["cpu", "--seeds", "0"], "seeds is 0"),
+        (["cpu", "--seeds", "2", "--pretrain-seeds", "3"], "pretrain_seeds is 3"),
+        (["cpu", "--shares", "0.5", "1.5"], "shares is 1.5"),
+        (["cpu", "--shares", "0"], "shares is 0.0"),
+        (["cpu", "--finetune.train.seed", "3"], "finetune.train.seed is set by the ablation"),
+        (["cpu", "--pretrain.model.width", "8"], "expected --finetune.model"),
+        (["--data.root", "x", "--finetune.data.fold", "None"], "expected images to compare on"),
+        (["cpu", "--finetune.train.epochs", "0"], "train.epochs is 0"),
+    ],
+)
+def test_bad_command_lines_are_one_line_and_status_2(arguments, words, capsys):
+    assert exit_status(lambda: main(arguments)) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_images_that_are_not_there_are_named(tiny_data):
+    with pytest.raises(InputError, match="/nowhere"):
+        main(["demo", f"--data.root={tiny_data}", "--images", "/nowhere"])
+
+
+def test_a_whole_ablation_and_the_same_command_again(tiny_data, tmp_path, capsys):
+    def command(*more):
+        return ["demo", f"--data-root={tiny_data}", f"--storage={tmp_path}", "--name=a",
+                "--seeds=1", "--architectures", "unet", "attention_resunet", *TINY,
+                *more]  # fmt: skip
+
+    main(command())
+    said = capsys.readouterr().out
+    assert "6 runs of 6 epochs together, 0 of them finished" in said
+    assert "[3/6] unet scratch seed 0: mIoU 0." in said and "left" in said
+    folder = tmp_path / "a"
+    names = json.loads((folder / "ablation.json").read_text())["runs"]
+    assert len(names) == 6 and all(RunFolder.at(str(folder), name).finished() for name in names)
+    lines = list(csv.DictReader((folder / "tables.csv").read_text().splitlines()))
+    assert len(lines) == 3 * 2 * 3
+    run = RunFolder.at(str(folder), "unet-dino-s0-share1.0")
+    config = read_model(folder / run.name / "checkpoint_0001").config
+    rows = score(str(folder / run.name), config)
+    [shown] = [each for each in lines if [*each.values()][:2] == ["DINO", "unet"]
+               and each["metric"] == "miou"]  # fmt: skip
+    assert float(shown["mean"]) == pytest.approx(statistics.mean(row.miou for row in rows))
+    assert run.read_metrics()[-1]["miou"] == pytest.approx(float(shown["mean"]), abs=1e-6)
+    text = (folder / "tables.md").read_text()
+    assert "Table 1: from scratch" in text and "validation images among them" in text
+    page = (folder / "report.html").read_text()
+    assert "Table 3: DINO − scratch" in page and "<svg" in page
+
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    main(command())
+    assert "is finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+
+    assert exit_status(lambda: main(command("--shares=0.5"))) == 2
+    error = capsys.readouterr().err
+    assert "other settings" in error and error.count("\n") == 1
+
+    # Killed before the end: only what is missing is done again.
+    record = json.loads((folder / "ablation.json").read_text())
+    (folder / "ablation.json").write_text(json.dumps(record | {"finished": False}))
+    (folder / "tables.md").unlink()
+    for path in (folder / names[-1]).iterdir():
+        if path.name == "run.json":
+            path.unlink()
+    before = {name: (folder / name / "run.json").stat().st_mtime_ns for name in names[:-1]}
+    main(command())
+    said = capsys.readouterr().out
+    assert "5 of them finished" in said and "[6/6]" in said and "[5/6]" not in said
+    assert {n: (folder / n / "run.json").stat().st_mtime_ns for n in names[:-1]} == before
+    assert (folder / "tables.md").read_text() == text

@@ -1,0 +1,397 @@
+"""`python -m tune.ablation RECIPE`: {UNet, ResUNet, Attention-ResUNet} x {scratch, DINO} x seeds.
+
+The two tables of the 2025 report, made fair and repeatable:
+
+- Encoders are pretrained once (seed 0) and shared by all fine-tuning seeds, so the spread over
+  seeds is that of fine-tuning alone; `--pretrain-seeds` adds pretraining's own. Attention-ResUNet
+  has ResUNet's encoder, and starts from the same run.
+- Pretraining sees all images, those held out for validation among them, but no labels.
+- The last checkpoint of every run is scored, not the best one: nothing is chosen on the validation
+  images, which would be kind to whichever run fluctuates most.
+- Scratch and DINO are compared image by image, each image averaged over the seeds first.
+
+Every run is a run folder of its own under STORAGE/NAME, trained like those of `train.finetune` and
+`train.pretrain`, one after the other: a run takes the whole machine, or as much of a cluster as
+--launch.num-workers asks for. The same command goes on where it was stopped.
+"""
+
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from typing import Annotated, Any
+
+import tyro
+from jinja2 import Environment, StrictUndefined
+
+from scribbleseg.cli import exit_status, say
+from scribbleseg.config import (
+    Architecture,
+    FinetuneConfig,
+    PretrainConfig,
+    config_hash,
+    flatten,
+    override,
+    parse_arguments,
+    require,
+    to_dict,
+)
+from scribbleseg.datasets.pictures import list_images
+from scribbleseg.datasets.scenes import list_scenes
+from scribbleseg.device import pick_device, prepare_cpu
+from scribbleseg.errors import InputError
+from scribbleseg.evaluate import METRIC_NAMES, Row, evaluate
+from scribbleseg.loops.steps import StepDone
+from scribbleseg.models import encoder_settings
+from scribbleseg.predict import load
+from scribbleseg.report import curves, tables
+from scribbleseg.report.tables import Table
+from scribbleseg.runs import RunFolder
+from train.command import Order, base_config, carry_out, usage
+from train.launch import (
+    LaunchConfig,
+    absolute,
+    git_commit,
+    plan_resources,
+    start_ray,
+    this_machine,
+)
+from train.recipes import PRETRAIN_RECIPES, RECIPES
+from tune.comparison import TITLES, Cell, figures, percent, to_csv, to_markdown, to_tables
+
+PROG = "python -m tune.ablation"
+PLAN = "ablation.json"
+NUM_TIMED = 2
+
+# Settings that the ablation gives its runs, and the option that decides them.
+PLANNED = {
+    "finetune.model.architecture": "--architectures",
+    "finetune.train.seed": "--seeds",
+    "finetune.data.share": "--shares",
+    "finetune.init_from": "nothing: DINO runs start from the ablation's own encoders",
+    "pretrain.data.roots": "--images",
+    "pretrain.train.seed": "--pretrain-seeds",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationJob:
+    """What is compared, and where."""
+
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """Settings of every fine-tuning run."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """Settings of every pretraining run; its network is that of --finetune.model."""
+    data_root: Annotated[str, tyro.conf.arg(name="data.root", aliases=["--data-root"])] = ""
+    """Folder of the data contract; short for --finetune.data.root."""
+    images: tuple[str, ...] = ()
+    """Folders of images to pretrain on, labels unused; none: those of all splits of the data, the
+    validation images included.
+    """
+    architectures: tuple[Architecture, ...] = ("unet", "resunet", "attention_resunet")
+    """Networks to compare."""
+    seeds: int = 3
+    """Fine-tuning runs per table cell, of seeds 0, 1, ... (1 or more)."""
+    shares: tuple[float, ...] = (1.0,)
+    """Shares of the training labels to compare at, each in (0, 1]."""
+    pretrain_seeds: int = 1
+    """Pretraining runs per encoder; fine-tuning seed s starts from the encoder of seed s modulo
+    this (1 to seeds).
+    """
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Hardware and storage."""
+    name: str | None = None
+    """Name of the ablation's folder; None: the recipe and a hash of the settings. The same command
+    resumes.
+    """
+
+
+JOBS: dict[str, Callable[[], AblationJob]] = {
+    name: lambda name=name: AblationJob(finetune=RECIPES[name](), pretrain=PRETRAIN_RECIPES[name]())
+    for name in RECIPES
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of the plan."""
+
+    name: str
+    """Name of its folder."""
+    config: FinetuneConfig | PretrainConfig
+    """All its settings."""
+
+    @property
+    def cell(self) -> Cell:
+        """Where its figures belong."""
+        model = self.config.model.architecture
+        if isinstance(self.config, PretrainConfig):
+            return Cell("pretraining", model, 1.0)
+        start = "scratch" if self.config.init_from is None else "DINO"
+        return Cell(start, model, self.config.data.share)
+
+    @property
+    def cost(self) -> Cell:
+        """What decides how long it takes: scratch or DINO does not."""
+        return self.cell._replace(start="finetuning") if self.cell.start in TITLES else self.cell
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        start, architecture, share = self.cell
+        part = "" if share == 1 else f" with {percent(share)} of the labels"
+        return f"{architecture} {start} seed {self.config.train.seed}{part}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        purpose = "Compares networks from scratch and after DINO pretraining, over seeds."
+        sys.stdout.write(usage(PROG, "--data.root DIR", purpose, RECIPES))
+        return
+    has_recipe = bool(arguments) and not arguments[0].startswith("-")
+    recipe, options = (arguments[0], arguments[1:]) if has_recipe else ("cpu", arguments)
+    recipe, base = base_config(recipe, JOBS, AblationJob())
+    job = parse_arguments(AblationJob, options, default=base, prog=f"{PROG} {recipe}")
+    job = settle(job, base)
+    settings = {k: v for k, v in to_dict(job).items() if k not in ("launch", "name")}
+    storage = absolute(job.launch.storage)
+    name = job.name or f"ablation-{recipe}-{config_hash(settings)}"
+    folder, place = RunFolder.at(storage, name), f"{storage}/{name}"
+    record = folder.read_json(PLAN) or {"settings": settings}
+    if record["settings"] != settings:
+        raise InputError(f"{place}: holds an ablation of other settings; choose another --name")
+    if record.get("finished"):
+        say(f"{place} is finished; another --name does it again beside it")
+        return
+    runs = plan(job, place)
+    record = {
+        "format": 1,
+        "recipe": recipe,
+        "git_commit": git_commit(),
+        "settings": settings,
+        "runs": [run.name for run in runs],
+        "finished": False,
+    }
+    folder.write_json(PLAN, record)
+    train_all(runs, place, recipe, replace(job.launch, storage=place))
+    write_results(runs, folder, place, job)
+    folder.write_json(PLAN, record | {"finished": True})
+    say(f"done: {place}/tables.md, tables.csv, report.html")
+
+
+def settle(job: AblationJob, base: AblationJob) -> AblationJob:
+    """Return the job with absolute paths and defaults filled in.
+
+    Raises:
+        InputError: something about it cannot be used.
+    """
+    require(job.seeds >= 1, "seeds", job.seeds, "1 or more")
+    require(
+        1 <= job.pretrain_seeds <= job.seeds, "pretrain_seeds", job.pretrain_seeds, "1 to seeds"
+    )
+    for key, values in (("architectures", job.architectures), ("shares", job.shares)):
+        require(0 < len(values) == len(set(values)), key, values, "one or more, none of them twice")
+    for share in job.shares:
+        require(0 < share <= 1, "shares", share, "shares above 0, at most 1")
+    given, before = flatten(to_dict(job)), flatten(to_dict(base))
+    for key in given:
+        decides = "--finetune.model" if key.startswith("pretrain.model.") else PLANNED.get(key)
+        if decides is not None and given[key] != before[key]:
+            raise InputError(f"{key} is set by the ablation; expected {decides}")
+    data = job.finetune.data
+    if not (job.data_root or data.root):
+        raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
+    root = absolute(job.data_root or data.root)
+    if data.fold is None and data.val_split is None:
+        raise InputError("finetune.data.fold and val_split are None; expected images to compare on")
+    images = tuple(absolute(each) for each in job.images or (root,))
+    if job.launch.is_local:
+        # On a cluster the data are where the workers are, and are checked there.
+        list_scenes(root, data.split, need_masks=True)
+        list_images(images)
+    finetune = replace(job.finetune, data=replace(data, root=root))
+    return replace(job, finetune=finetune, data_root=root, images=images)
+
+
+def plan(job: AblationJob, place: str) -> list[Run]:
+    """Return all runs in their order: encoders first, then every cell's first seed, and so on."""
+    pretraining: dict[str, Run] = {}
+    for architecture, seed in itertools.product(job.architectures, range(job.pretrain_seeds)):
+        model = replace(job.finetune.model, architecture=architecture)
+        name = f"pretrain-{encoder_settings(model)['encoder']}-s{seed}"
+        config = replace(
+            job.pretrain,
+            model=model,
+            data=replace(job.pretrain.data, roots=job.images),
+            train=replace(job.pretrain.train, seed=seed),
+        )
+        pretraining.setdefault(name, Run(name=name, config=config))
+    finetuning: list[Run] = []
+    cells = itertools.product(range(job.seeds), job.shares, job.architectures, ("scratch", "dino"))
+    for seed, share, architecture, start in cells:
+        model = replace(job.finetune.model, architecture=architecture)
+        encoder = f"pretrain-{encoder_settings(model)['encoder']}-s{seed % job.pretrain_seeds}"
+        config = replace(
+            job.finetune,
+            model=model,
+            data=replace(job.finetune.data, share=share),
+            train=replace(job.finetune.train, seed=seed),
+            init_from=f"{place}/{encoder}" if start == "dino" else None,
+        )
+        finetuning.append(Run(name=f"{architecture}-{start}-s{seed}-share{share}", config=config))
+    return [*pretraining.values(), *finetuning]
+
+
+def train_all(runs: Sequence[Run], place: str, recipe: str, launch: LaunchConfig) -> None:
+    """Train what is not finished, and say after each run how long the rest will take."""
+    spent = {run.name: record for run in runs if (record := _seconds(place, run)) is not None}
+    expected = {run.cost: spent[run.name] for run in runs if run.name in spent}
+    epochs = sum(run.config.train.epochs for run in runs)
+    say(f"{place}: {len(runs)} runs of {epochs} epochs together, {len(spent)} of them finished")
+    if launch.is_alone:
+        for run in runs:
+            if run.cost not in expected:
+                expected[run.cost] = time_steps(run, launch)
+        left = sum(expected[run.cost] for run in runs if run.name not in spent)
+        say(f"about {tables.duration(left)}, by timed steps; loading and validating come on top")
+    # Imported here because it brings Ray, which `--help` and loader processes do without.
+    from train.worker import pretrain_worker, train_worker
+
+    for number, run in enumerate(runs, start=1):
+        if run.name in spent:
+            continue
+        worker = train_worker if isinstance(run.config, FinetuneConfig) else pretrain_worker
+        order = Order(recipe=recipe, config=run.config, launch=launch, name=run.name, fresh=False)
+        carry_out(order, worker)
+        expected[run.cost] = seconds = _seconds(place, run) or 0.0
+        rest = [expected.get(later.cost) for later in runs[number:] if later.name not in spent]
+        known = [each for each in rest if each is not None]
+        end = f"; about {tables.duration(sum(known))} left" if len(known) == len(rest) else ""
+        metrics = RunFolder.at(place, run.name).read_metrics()[-1]
+        miou = f"mIoU {metrics['miou']:.2f}, " if "miou" in metrics else ""
+        say(f"[{number}/{len(runs)}] {run.title}: {miou}{tables.duration(seconds)}{end}")
+
+
+def time_steps(run: Run, launch: LaunchConfig) -> float:
+    """Return how long computing all steps of a run takes here, by a few steps after a first one."""
+    from train.worker import assemble_finetune, assemble_pretrain
+
+    resources = plan_resources(launch, [this_machine()], can_grow=False)
+    device = pick_device(gpus=resources.gpus > 0)
+    if device.type == "cpu":
+        prepare_cpu(resources.cpus)
+    # No epoch is validated before the timed steps are done, and no loader has to start.
+    epochs, timed = run.config.train.epochs, NUM_TIMED + 2
+    changes = {"train.epochs": max(epochs, timed), "train.validate_every": timed}
+    trial = override(run.config, changes | {"train.compile": False, "data.num_workers": 0})
+    assemble = assemble_finetune if isinstance(run.config, FinetuneConfig) else assemble_pretrain
+    job = assemble(to_dict(trial), device, resumed=False)
+    steps = (event for event in job.events() if isinstance(event, StepDone))
+    seconds: list[float] = []
+    for _ in range(NUM_TIMED + 1):
+        began = time.perf_counter()
+        event = next(steps)
+        # Reading the loss waits for the device.
+        event.loss.item()
+        seconds.append(time.perf_counter() - began - event.wait_seconds)
+    pace, per_epoch = statistics.fmean(seconds[1:]), job.plan.steps_per_epoch
+    say(f"{run.title}: {epochs} epochs of {per_epoch} steps, {pace:.2f} s each")
+    return pace * per_epoch * epochs
+
+
+def write_results(runs: Sequence[Run], folder: RunFolder, place: str, job: AblationJob) -> None:
+    """Score the last checkpoint of every fine-tuning run; write tables and page."""
+    finetuning = [(run.cell, run) for run in runs if isinstance(run.config, FinetuneConfig)]
+    scored = score_all([f"{place}/{run.name}" for _, run in finetuning], job)
+    scores: dict[Cell, list[list[Row]]] = {}
+    histories: dict[Cell, list[list[dict[str, Any]]]] = {}
+    for (cell, run), rows in zip(finetuning, scored, strict=True):
+        scores.setdefault(cell, []).append(rows)
+        histories.setdefault(cell, []).append(RunFolder.at(place, run.name).read_metrics())
+    found = figures(scores)
+    results = to_tables(found, explain(job, len(scored[0])))
+    charts = curves.compare(
+        [
+            (f"{cell.architecture}, {TITLES[cell.start]}", mean_history(each))
+            for cell, each in histories.items()
+            if cell.share == max(job.shares)
+        ]
+    )
+    folder.write_file("tables.csv", to_csv(found).encode())
+    folder.write_file("tables.md", to_markdown(results).encode())
+    folder.write_file("report.html", to_page(results, charts).encode())
+
+
+def score_all(uris: Sequence[str], job: AblationJob) -> list[list[Row]]:
+    """Score the last checkpoints of finished runs, on a cluster where the data are."""
+    if job.launch.is_local:
+        return [score(uri, job.finetune) for uri in uris]
+    import ray
+
+    start_ray(job.launch)
+    task: Any = ray.remote(score)
+    return ray.get([task.remote(uri, job.finetune) for uri in uris])
+
+
+def score(uri: str, config: FinetuneConfig) -> list[Row]:
+    """Score the last checkpoint of a finished run on the images that it was validated on."""
+    epoch, data = RunFolder.open(uri).last(), config.data
+    split = data.split if data.fold is not None else data.val_split
+    assert epoch is not None and split is not None, f"{uri} is not finished, or never validated"
+    predictor = load(f"{uri}/checkpoint_{epoch:04d}")
+    return evaluate(predictor, data.root, split, None, fold=data.fold).rows
+
+
+def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the mean over seeds of every epoch's figures."""
+    return [
+        {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
+        for rows in zip(*histories, strict=True)
+    ]
+
+
+def explain(job: AblationJob, num_images: int) -> str:
+    """Return what a reader must know to read the tables right."""
+    data = job.finetune.data
+    part = f"{data.split}, fold {data.fold}" if data.fold is not None else data.val_split
+    return (
+        f"Mean ± standard deviation over {job.seeds} fine-tuning seed(s); {num_images} images of "
+        f"{part}; the last checkpoint of each run, so nothing was chosen on these images. DINO: "
+        f"{job.pretrain_seeds} pretraining run(s) per encoder, on images without their labels"
+        + (", the validation images among them" if job.images == (data.root,) else "")
+        + ". Differences are taken image by image, each averaged over the seeds first, with a 95 % "
+        "bootstrap interval over images: where it holds 0, the two may be equally good. It speaks "
+        "of other images, not of other seeds, whose spread is the ± above."
+    )
+
+
+def to_page(results: Sequence[Table], charts: Sequence[curves.Chart]) -> str:
+    """Return the report's page with these tables and curves, and no section about a single run."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = files("scribbleseg.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(text).render(
+        title="Scratch and DINO",
+        alone=None,
+        sections=[],
+        charts=charts,
+        results=results,
+        spread=None,
+        has_attention=False,
+        metric_names=METRIC_NAMES,
+    )
+
+
+def _seconds(place: str, run: Run) -> float | None:
+    """Return the wall time of a finished run; None of any other."""
+    record = RunFolder.at(place, run.name).read_json("run.json") or {}
+    return float(record["wall_time"]) if record.get("finished") is True else None
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

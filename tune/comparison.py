@@ -1,0 +1,119 @@
+"""Scores of runs -> the ablation's tables: means over seeds, and paired differences over images."""
+
+import csv
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from scribbleseg.evaluate import BOOTSTRAP_SEED, METRIC_NAMES, Row
+from scribbleseg.metrics import bootstrap_interval
+from scribbleseg.report.tables import Table
+
+METRICS = ("object_iou", "background_iou", "miou")
+TITLES = {"scratch": "from scratch", "DINO": "DINO", "difference": "DINO − scratch"}
+
+
+class Cell(NamedTuple):
+    """One cell of the design: its runs differ in their seed alone."""
+
+    start: str
+    """scratch or DINO."""
+    architecture: str
+    share: float
+
+
+class Figure(NamedTuple):
+    """One number of the tables, with what says how sure it is."""
+
+    table: str
+    """scratch, DINO or difference (DINO - scratch)."""
+    architecture: str
+    share: float
+    """Share of the training labels."""
+    metric: str
+    """object_iou, background_iou or miou, averaged over images."""
+    mean: float
+    """Mean over seeds."""
+    deviation: float | None = None
+    """Standard deviation over seeds; None with one seed, and of differences."""
+    low: float | None = None
+    """Lower end of a difference's 95 % interval over images."""
+    high: float | None = None
+    """Its upper end."""
+
+    def text(self) -> str:
+        """Return it as a cell of a table."""
+        if self.low is not None and self.high is not None:
+            interval = f"({self.low:+.3f} to {self.high:+.3f})"
+            return f"{self.mean:+.3f} {interval}".replace("-", "−")
+        return f"{self.mean:.3f}" + ("" if self.deviation is None else f" ± {self.deviation:.3f}")
+
+
+def figures(scores: Mapping[Cell, Sequence[Sequence[Row]]]) -> list[Figure]:
+    """Return all figures, table by table.
+
+    Args:
+        scores: Every image's scores, of each seed of each cell.
+    """
+    found: list[Figure] = []
+    for cell, metric in itertools.product(scores, METRICS):
+        means = _grid(scores[cell], metric).mean(axis=1)
+        deviation = float(means.std(ddof=1)) if len(means) > 1 else None
+        found.append(Figure(*cell, metric, float(means.mean()), deviation))
+    for cell, metric in itertools.product(scores, METRICS):
+        if cell.start == "DINO":
+            ours, theirs = scores[cell], scores[cell._replace(start="scratch")]
+            gains = _grid(ours, metric).mean(axis=0) - _grid(theirs, metric).mean(axis=0)
+            ends = bootstrap_interval(gains.tolist(), np.random.default_rng(BOOTSTRAP_SEED))
+            difference = cell._replace(start="difference")
+            found.append(Figure(*difference, metric, float(gains.mean()), None, *ends))
+    return sorted(found, key=lambda figure: list(TITLES).index(figure.table))
+
+
+def _grid(seeds: Sequence[Sequence[Row]], metric: str) -> np.ndarray:
+    """Return the scores as (seeds, images)."""
+    return np.array([[getattr(row, metric) for row in rows] for rows in seeds])
+
+
+def to_tables(found: Sequence[Figure], note: str) -> list[Table]:
+    """Return the report's two tables and that of the differences.
+
+    Args:
+        found: From `figures`, in its order.
+        note: What stands below the last one.
+    """
+    made: list[Table] = []
+    for number, (name, title) in enumerate(TITLES.items(), start=1):
+        chosen = [figure for figure in found if figure.table == name]
+        rows = [
+            [architecture, percent(share), *(figure.text() for figure in group)]
+            for (architecture, share), group in itertools.groupby(chosen, lambda each: each[1:3])
+        ]
+        labels = [METRIC_NAMES[metric] for metric in METRICS]
+        made.append(Table(header=[f"Table {number}: {title}", "Labels", *labels], rows=rows))
+    return [*made[:-1], replace(made[-1], note=note)]
+
+
+def to_csv(found: Sequence[Figure]) -> str:
+    """Return one line per figure."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([Figure._fields, *found])
+    return text.getvalue()
+
+
+def to_markdown(results: Sequence[Table]) -> str:
+    """Return the tables as a text file."""
+    lines = ["# From scratch and after DINO pretraining", ""]
+    for table in results:
+        cells = [table.header, ["---"] * len(table.header), *table.rows]
+        lines += [*(f"| {' | '.join(row)} |" for row in cells), "", table.note]
+    return "\n".join(lines) + "\n"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent."""
+    return f"{100 * share:g} %"
