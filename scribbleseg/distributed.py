@@ -30,6 +30,15 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return total
 
 
+def differentiable_sum(values: Tensor) -> Tensor:
+    """Return the sum of `values` over all ranks, through which gradients flow to every rank."""
+    if world_size() == 1:
+        return values
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(values)
+
+
 def broadcast_flag(flag: bool, device: torch.device) -> bool:
     """Return rank 0's `flag` on every rank."""
     if world_size() == 1:

@@ -3,7 +3,7 @@
 Design decisions:
 - the student's forward takes every crop of the step at once, so that DDP sees one forward and
   reduces gradients once;
-- the head has no batch normalisation, as in the paper, and computes its logits in fp32;
+- the head standardises its input over the batch, and computes its logits in fp32;
 - the teacher is a copy whose weights are only ever written by `update_teacher`.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scribbleseg.config import DinoConfig
+from scribbleseg.distributed import differentiable_sum, world_size
 from scribbleseg.models.blocks import ConvBlock, ResidualBlock
 from scribbleseg.models.encoder import Encoder
 from scribbleseg.models.vit import VitBackbone, VitEncoder
@@ -40,13 +41,31 @@ class ConvBackbone(nn.Module):
         return self.encoder(image)[-1].mean(dim=(2, 3))
 
 
+def standardise(features: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+    """Return features of mean 0 and variance 1 over all rows of all ranks, in fp32.
+
+    Every rank must hold equally many rows.
+    """
+    x = features.float()
+    count = len(x) * world_size()
+    mean = differentiable_sum(x.sum(dim=0)) / count
+    centred = x - mean
+    variance = differentiable_sum(centred.square().sum(dim=0)) / count
+    return centred * (variance + 1e-5).rsqrt()
+
+
 def make_backbone(encoder: Encoder | VitEncoder) -> ConvBackbone | VitBackbone:
     """Return the encoder as DINO sees it: one vector per image."""
     return VitBackbone(encoder) if isinstance(encoder, VitEncoder) else ConvBackbone(encoder)
 
 
 class DinoHead(nn.Module):
-    """Three layers with GELU, a normalised bottleneck, then cosines to the prototypes.
+    """Standardised input, three layers with GELU, a normalised bottleneck, cosines to prototypes.
+
+    The paper's head has no batch normalisation. Ours standardises its input over the batch of all
+    ranks, without parameters: the pooled features of a convolutional network share a large mean,
+    under which the logits of all images are alike, and on small data sets teacher and student then
+    agree on the uniform distribution within a few epochs (the loss stays at ln k).
 
     The last layer is weight-normalised with its gain fixed at 1: only the directions of its rows
     count, so the logits are cosines in [-1, 1]. Normalising in the forward needs neither hooks nor
@@ -71,7 +90,7 @@ class DinoHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
         """Return the logits, in fp32."""
-        x = self.mlp(features)
+        x = self.mlp(standardise(features))
         # Cosines near 1 are 0.004 apart in bfloat16, a tenth of a nat at a temperature of 0.04.
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(

@@ -106,21 +106,36 @@ def slow_loss(student, teacher, centre, batch, temperature, student_temperature)
     """Algorithm 1 of the paper, crop by crop and image by image: loss and teacher logits."""
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    terms, seen = [], []
-    for image in range(len(batch["stem"])):
-        views = [*batch["global"][image], *batch["local"][image]]
-        views = [(view.float() / 255 - mean) / deviation for view in views]
-        logits = [student([view[None]])[0][0] for view in views]
+
+    def logits_of(network, crops):
+        features = torch.stack([network.backbone(crop[None])[0] for crop in crops])
+        standard = (features - features.mean(0)) / (features.var(0, correction=0) + 1e-5).sqrt()
+        bottlenecks = [network.head.mlp(row) for row in standard]
+        prototypes = network.head.prototypes.weight
+        return [
+            torch.stack([torch.cosine_similarity(row, each, dim=0) for each in prototypes])
+            for row in bottlenecks
+        ]
+
+    views = [
+        [(view.float() / 255 - mean) / deviation for view in (*both, *local)]
+        for both, local in zip(batch["global"], batch["local"], strict=True)
+    ]
+    num_views = len(views[0])
+    targets = logits_of(teacher, [view for crops in views for view in crops[:2]])
+    logits = logits_of(student, [view for crops in views for view in crops])
+    terms = []
+    for image in range(len(views)):
         for i in range(2):
-            target = teacher([views[i][None]])[0][0].detach()
-            seen.append(target)
+            target = targets[image * 2 + i].detach()
             probability = ((target - centre) / temperature).softmax(0)
-            for j, logit in enumerate(logits):
+            for j in range(num_views):
                 if j != i:
+                    logit = logits[image * num_views + j]
                     terms.append(
                         -(probability * (logit / student_temperature).log_softmax(0)).sum()
                     )
-    return torch.stack(terms).mean(), torch.stack(seen)
+    return torch.stack(terms).mean(), torch.stack(targets).detach()
 
 
 @pytest.mark.parametrize("num_local", [0, 2])
@@ -141,7 +156,14 @@ def test_a_step_equals_a_slow_one(tiny_data, num_local, accumulate):
     )
     optimizer.load_state_dict(copy.deepcopy(state.optimizer.state_dict()))
     batch, schedule = random_batch(4, config, seed=2), Schedule.at(1, 10, config)
-    loss, logits = slow_loss(student, teacher, centre, batch, schedule.temperature, 0.1)
+    size = 4 // accumulate
+    parts = [
+        {key: values[start : start + size] for key, values in batch.items()}
+        for start in range(0, 4, size)
+    ]
+    slow = [slow_loss(student, teacher, centre, p, schedule.temperature, 0.1) for p in parts]
+    loss = torch.stack([part for part, _ in slow]).mean()
+    logits = torch.cat([part for _, part in slow])
     loss.backward()
     norm = nn.utils.clip_grad_norm_(student.parameters(), config.optim.clip_norm)
     for group in optimizer.param_groups:
@@ -149,11 +171,14 @@ def test_a_step_equals_a_slow_one(tiny_data, num_local, accumulate):
     optimizer.step()
 
     figures = take(state, batch, config, step=1)
-    torch.testing.assert_close(figures["loss"], loss.detach())
-    torch.testing.assert_close(figures["grad_norm"], norm, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(state.centre.value, 0.9 * centre + 0.1 * logits.mean(0))
+    torch.testing.assert_close(figures["loss"], loss.detach(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(figures["grad_norm"], norm, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        state.centre.value, 0.9 * centre + 0.1 * logits.mean(0), rtol=1e-4, atol=1e-5
+    )
     for ours, theirs in zip(state.student.parameters(), student.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+        # AdamW divides a gradient by its own size, rounding errors of tiny ones too.
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0.1 * schedule.learning_rate)
     m = schedule.momentum
     for ours, old, new in zip(
         state.teacher.parameters(), teacher.parameters(), state.student.parameters(), strict=True

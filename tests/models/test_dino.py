@@ -16,6 +16,7 @@ from scribbleseg.models.dino import (
     DinoNetwork,
     hold_last_layer,
     make_teacher,
+    standardise,
     update_teacher,
 )
 
@@ -76,7 +77,8 @@ def test_logits_are_cosines_between_bottleneck_and_prototypes():
     head = DinoHead(6, CONFIG, 5)
     features = torch.randn(4, 6)
     logits = head(features)
-    for row, bottleneck in zip(logits, head.mlp(features), strict=True):
+    standard = (features - features.mean(0)) / features.var(0, correction=0).add(1e-5).sqrt()
+    for row, bottleneck in zip(logits, head.mlp(standard), strict=True):
         for logit, prototype in zip(row, head.prototypes.weight, strict=True):
             torch.testing.assert_close(logit, F.cosine_similarity(bottleneck, prototype, dim=0))
 
@@ -130,9 +132,19 @@ def test_crops_of_all_sizes_come_out_in_the_given_order():
     logits, features = student(crops)
     assert logits.shape == (20, 12)
     assert features.shape == (20, 32)
-    alone = [student([crop[None]]) for same_size in crops for crop in same_size]
-    torch.testing.assert_close(logits, torch.cat([one for one, _ in alone]))
-    torch.testing.assert_close(features, torch.cat([one for _, one in alone]))
+    alone = torch.cat([student.backbone(crop[None]) for same_size in crops for crop in same_size])
+    torch.testing.assert_close(features, alone)
+    torch.testing.assert_close(logits, student.head(alone))
+
+
+def test_features_are_standardised_and_what_all_images_share_is_gone():
+    features = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)) * 3 + 100
+    standard = standardise(features)
+    torch.testing.assert_close(standard.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(standard.var(0, correction=0), torch.ones(5))
+    expected = torch.nn.BatchNorm1d(5, affine=False)(features)
+    torch.testing.assert_close(standard, expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(standardise(torch.full((4, 5), 7.0)), torch.zeros(4, 5))
 
 
 def test_the_backbone_runs_once_per_size_and_the_head_once():
