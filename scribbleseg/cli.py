@@ -359,7 +359,9 @@ def status(command: Status) -> None:
     if found.seconds_left:
         line += f", about {found.seconds_left / 60:.0f} min of training left"
     say(line)
-    if found.best is not None:
+    if found.best is not None and found.best["metric"] == "epoch":
+        say(f"to use: the checkpoint of epoch {found.best['epoch']}, the last (none was scored)")
+    elif found.best is not None:
         say(f"best {found.best['metric']} {found.best['value']:.4f} at epoch {found.best['epoch']}")
 
 

@@ -110,6 +110,16 @@ def local_run(tmp_path: Path) -> RunFolder:
 # Small files.
 
 
+def test_files_in_folders_of_a_run_come_back_and_are_listed_in_order(run: RunFolder) -> None:
+    assert run.list_files("pictures") == [] and run.read_file("pictures/b.jpg") is None
+    for name in ("b", "a"):
+        run.write_file(f"pictures/{name}.jpg", name.encode())
+    run.write_file("pictures/a.jpg", b"again")
+    assert run.list_files("pictures") == ["a.jpg", "b.jpg"]
+    assert run.read_file("pictures/a.jpg") == b"again"
+
+
+
 def test_a_run_that_has_not_begun_is_empty(run: RunFolder) -> None:
     assert run.name == "cpu-1a2b3c4d"
     assert not run.exists()

@@ -43,6 +43,8 @@ def test_images_are_learned_from_and_the_encoder_is_fine_tuned(tiny_data, tmp_pa
     assert "probe mIoU" in done.stderr and "Traceback" not in done.stderr
     folder = RunFolder.at(str(tmp_path), "dino")
     assert folder.finished() and folder.last(hashed=True) == 2 and folder.best()["epoch"] == 2
+    assert folder.list_files("pictures") == ["features_0001.jpg", "features_0002.jpg"]
+    assert (tmp_path / "dino" / "report.html").stat().st_size > 10_000
     record = folder.read_json("run.json")
     assert record["kind"] == "dino" and record["resolved"]["dino"]["ema_momentum"] == 0.99
     assert "is finished" in pretrain(*order).stdout
