@@ -119,7 +119,6 @@ def test_files_in_folders_of_a_run_come_back_and_are_listed_in_order(run: RunFol
     assert run.read_file("pictures/a.jpg") == b"again"
 
 
-
 def test_a_run_that_has_not_begun_is_empty(run: RunFolder) -> None:
     assert run.name == "cpu-1a2b3c4d"
     assert not run.exists()
