@@ -1,12 +1,14 @@
 """What the commands that train have in common: recipes, run names, and the way to Ray."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from scribbleseg.config import from_yaml, to_dict, to_yaml
+import tyro
+
+from scribbleseg.config import from_yaml, parse_arguments, to_dict, to_yaml
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
 from train.launch import LaunchConfig, absolute, choose_run, git_commit, launch_job
@@ -36,6 +38,57 @@ def base_config(recipe: str, recipes: Recipes[ConfigT], plain: ConfigT) -> tuple
     raise InputError(
         f"recipe {recipe!r} is unknown; expected {', '.join(recipes)} or a .yaml file of settings"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Generic[ConfigT]):
+    """A run: what it computes, and where."""
+
+    config: Annotated[ConfigT, tyro.conf.arg(name="")]
+    launch: LaunchConfig
+    """Hardware and storage."""
+    name: str | None = None
+    """Name of the run's folder; None: the recipe and a hash of the settings. The same command
+    resumes.
+    """
+    fresh: bool = False
+    """Start anew, in a folder beside an existing run's."""
+    print_config: bool = False
+    """Print the settings as YAML and exit; the file can be given in place of RECIPE."""
+
+
+def read_job(
+    arguments: Sequence[str],
+    recipes: Recipes[ConfigT],
+    plain: ConfigT,
+    *,
+    prog: str,
+    needs: str,
+    purpose: str,
+) -> tuple[str, Job[ConfigT]] | None:
+    """Return the recipe's name and the job that a command line asks for.
+
+    None: help or settings were asked for, and have been printed.
+
+    Raises:
+        InputError: the command line cannot be understood.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage(prog, needs, purpose, recipes))
+        if not arguments:
+            raise InputError("RECIPE is missing; expected one of the above")
+        return None
+    recipe, config = base_config(arguments[0], recipes, plain)
+    job: Job[ConfigT] = parse_arguments(
+        Job[type(plain)],
+        arguments[1:],
+        default=Job(config=config, launch=LaunchConfig()),
+        prog=f"{prog} {arguments[0]}",
+    )
+    if job.print_config:
+        sys.stdout.write(to_yaml(job.config))
+        return None
+    return recipe, job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +132,3 @@ def carry_out(
     }
     launch_job(worker, payload, order.launch, run)
     return place, run
-
-
-def print_settings(config: Any) -> None:
-    """Write settings as YAML that can stand for a recipe."""
-    sys.stdout.write(to_yaml(config))

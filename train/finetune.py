@@ -2,58 +2,33 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated
-
-import tyro
+from dataclasses import replace
 
 from scribbleseg.cli import evaluate_command, exit_status
-from scribbleseg.config import FinetuneConfig, parse_arguments
+from scribbleseg.config import FinetuneConfig
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
-from train.command import Order, base_config, carry_out, print_settings, usage
-from train.launch import LaunchConfig, absolute
+from train.command import Order, carry_out, read_job
+from train.launch import absolute
 from train.recipes import RECIPES
 
 PROG = "python -m train.finetune"
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneJob:
-    """A run: what it computes, and where."""
-
-    config: Annotated[FinetuneConfig, tyro.conf.arg(name="")]
-    launch: LaunchConfig
-    """Hardware and storage."""
-    name: str | None = None
-    """Name of the run's folder; None: the recipe and a hash of the settings. The same command
-    resumes.
-    """
-    fresh: bool = False
-    """Start anew, in a folder beside an existing run's."""
-    print_config: bool = False
-    """Print the settings as YAML and exit; the file can be given in place of RECIPE."""
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        purpose = "Trains a segmentation network on images with strokes."
-        sys.stdout.write(usage(PROG, "--data.root DIR", purpose, RECIPES))
-        if not arguments:
-            raise InputError("RECIPE is missing; expected one of the above")
-        return
-    recipe, config = base_config(arguments[0], RECIPES, FinetuneConfig())
-    job: FinetuneJob = parse_arguments(
-        FinetuneJob,
-        arguments[1:],
-        default=FinetuneJob(config=config, launch=LaunchConfig()),
-        prog=f"{PROG} {arguments[0]}",
+    asked = read_job(
+        arguments,
+        RECIPES,
+        FinetuneConfig(),
+        prog=PROG,
+        needs="--data.root DIR",
+        purpose="Trains a segmentation network on images with strokes.",
     )
-    config, launch = job.config, job.launch
-    if job.print_config:
-        print_settings(config)
+    if asked is None:
         return
+    recipe, job = asked
+    config, launch = job.config, job.launch
     if not config.data.root:
         raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
     config = replace(config, data=replace(config.data, root=absolute(config.data.root)))

@@ -2,58 +2,32 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated
-
-import tyro
+from dataclasses import replace
 
 from scribbleseg.cli import exit_status
-from scribbleseg.config import PretrainConfig, parse_arguments
+from scribbleseg.config import PretrainConfig
 from scribbleseg.datasets.pictures import list_images
-from scribbleseg.errors import InputError
-from train.command import Order, base_config, carry_out, print_settings, usage
-from train.launch import LaunchConfig, absolute
+from train.command import Order, carry_out, read_job
+from train.launch import absolute
 from train.recipes import PRETRAIN_RECIPES
 
 PROG = "python -m train.pretrain"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainJob:
-    """A run: what it computes, and where."""
-
-    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
-    launch: LaunchConfig
-    """Hardware and storage."""
-    name: str | None = None
-    """Name of the run's folder; None: the recipe and a hash of the settings. The same command
-    resumes.
-    """
-    fresh: bool = False
-    """Start anew, in a folder beside an existing run's."""
-    print_config: bool = False
-    """Print the settings as YAML and exit; the file can be given in place of RECIPE."""
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        purpose = "Pretrains a network's encoder on images without labels (DINO)."
-        sys.stdout.write(usage(PROG, "--data.roots DIR ...", purpose, PRETRAIN_RECIPES))
-        if not arguments:
-            raise InputError("RECIPE is missing; expected one of the above")
-        return
-    recipe, config = base_config(arguments[0], PRETRAIN_RECIPES, PretrainConfig())
-    job: PretrainJob = parse_arguments(
-        PretrainJob,
-        arguments[1:],
-        default=PretrainJob(config=config, launch=LaunchConfig()),
-        prog=f"{PROG} {arguments[0]}",
+    asked = read_job(
+        arguments,
+        PRETRAIN_RECIPES,
+        PretrainConfig(),
+        prog=PROG,
+        needs="--data.roots DIR ...",
+        purpose="Pretrains a network's encoder on images without labels (DINO).",
     )
-    config, launch = job.config, job.launch
-    if job.print_config:
-        print_settings(config)
+    if asked is None:
         return
+    recipe, job = asked
+    config, launch = job.config, job.launch
     roots = tuple(absolute(root) for root in config.data.roots)
     config = replace(config, data=replace(config.data, roots=roots))
     if config.probe.root is not None:
