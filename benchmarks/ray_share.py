@@ -3,7 +3,7 @@
 Epochs of the two are measured in turn (A B A B), in one run of this command, so that a machine
 whose speed drifts slows both alike:
 
-    python -m benchmarks.ray_share --data.root ../shared/data/scribble-voc
+    python -m benchmarks.ray_share --root ../shared/data/scribble-voc
 """
 
 import statistics

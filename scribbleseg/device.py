@@ -26,8 +26,7 @@ def prepare_cpu(num_threads: int) -> None:
 
     A step on the CPU frees and allocates the same tensors again and again. glibc returns each of
     them to the kernel, which then clears tens of thousands of pages per step; told to keep what was
-    freed, a step takes about 0.9 of the time, with the same peak memory. Other allocators are left
-    alone.
+    freed, it is spared that. Other allocators are left alone.
     """
     torch.set_num_threads(num_threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

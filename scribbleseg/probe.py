@@ -12,6 +12,7 @@ architecture only.
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from scribbleseg.errors import InputError
 from scribbleseg.metrics import confusion
 from scribbleseg.models.vit import VitEncoder
 from scribbleseg.predict import network_inputs, pad, to_mask
+
+T = TypeVar("T")
 
 GRID_STRIDE = 4
 """Network pixels per cell of the grid on which features are compared."""
@@ -52,9 +55,13 @@ def list_probe_scenes(config: ProbeConfig) -> list[ScenePaths]:
             f"{config.root}/{config.split}/ground_truth: found no mask of any image, and the probe "
             "needs some; name another --probe.split, or set --probe.root None for no probe"
         )
-    count = min(config.num_images, len(labelled))
-    positions = np.linspace(0, len(labelled) - 1, count).round().astype(int)
-    return [labelled[position] for position in positions]
+    return choose_evenly(labelled, config.num_images)
+
+
+def choose_evenly(items: Sequence[T], count: int) -> list[T]:
+    """Return at most `count` items, evenly spread in order, the first and the last among them."""
+    positions = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[position] for position in positions]
 
 
 def probe(

@@ -234,8 +234,9 @@ def compare(
     for key, title in titles.items():
         lines = [
             Line(name, *series(history, key), colour=colour, dash=dash)
-            # There are endlessly many styles, so the runs decide how many are taken.
-            for (name, history), (colour, dash) in zip(runs, styles(), strict=False)
+            for (name, history), (colour, dash) in zip(
+                runs, itertools.islice(styles(), len(runs)), strict=True
+            )
         ]
         if any(line.values for line in lines):
             charts.append(line_chart(title, lines, share=key in SHARES))

@@ -8,7 +8,7 @@ that the pictures of several epochs stand beside one another row by row.
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -22,7 +22,7 @@ from scribbleseg.config import ProbeConfig, flatten
 from scribbleseg.datasets.scenes import Scene
 from scribbleseg.loops.pretrain import SHARE_BEFORE_ALARM, collapse
 from scribbleseg.models.vit import VitEncoder
-from scribbleseg.probe import attention_picture, feature_picture
+from scribbleseg.probe import attention_picture, choose_evenly, feature_picture
 from scribbleseg.report.gallery import Panel, Rgb, to_data_uri, to_jpeg
 from scribbleseg.report.records import Record
 from scribbleseg.report.tables import last
@@ -143,9 +143,10 @@ def _read_panels(record: Record) -> list[Panel]:
     """Read the pictures of at most `NUM_SHOWN` epochs; what cannot be read is left out."""
     run = RunFolder.open(record.uri)
     matches = [_PICTURE_NAME.fullmatch(name) for name in run.list_files(FOLDER)]
+    epochs = sorted(int(match[1]) for match in matches if match)
     scores = {row["epoch"]: row.get("probe_miou") for row in record.history}
     panels: list[Panel] = []
-    for epoch in choose_epochs([int(match[1]) for match in matches if match], NUM_SHOWN):
+    for epoch in choose_evenly(epochs, NUM_SHOWN):
         picture = _decode(run.read_file(picture_name(epoch)))
         if picture is None:
             continue
@@ -157,15 +158,6 @@ def _read_panels(record: Record) -> list[Panel]:
         title = f"epoch {epoch}" + (f" · {score:.3f}" if isinstance(score, float) else "")
         panels.append(Panel(title=title, uri=to_data_uri(seen, max(seen.shape))))
     return panels
-
-
-def choose_epochs(epochs: Sequence[int], count: int) -> list[int]:
-    """Return at most `count` epochs, evenly chosen in order, the first and the last among them."""
-    ordered = sorted(epochs)
-    if len(ordered) <= count:
-        return ordered
-    positions = np.linspace(0, len(ordered) - 1, count).round().astype(int)
-    return [ordered[position] for position in positions]
 
 
 def _cell(picture: Rgb) -> UInt8[np.ndarray, "h2 w2 3"]:

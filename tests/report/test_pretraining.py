@@ -12,13 +12,13 @@ from scribbleseg.config import ModelConfig, ProbeConfig
 from scribbleseg.datasets.scenes import Scene, list_scenes, read_scene
 from scribbleseg.loops.steps import EpochDone
 from scribbleseg.models import build_model
+from scribbleseg.probe import choose_evenly
 from scribbleseg.report.page import write_report
 from scribbleseg.report.pretraining import (
     ATTENTION,
     CELL,
     FEATURES,
     GAP,
-    choose_epochs,
     draw_picture,
     look_back,
     picture_name,
@@ -40,7 +40,7 @@ from train.worker import RunRecord
     ],
 )
 def test_epochs_are_chosen_evenly_with_both_ends(epochs, expected):
-    assert choose_epochs(list(epochs), 6) == expected
+    assert choose_evenly(sorted(epochs), 6) == expected
 
 
 @pytest.mark.parametrize("architecture", ["unet", "vit_unet"])
