@@ -18,6 +18,8 @@ from scribbleseg.errors import InputError
 
 T = TypeVar("T")
 
+TRIALS_SHOWN = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataDemo:
@@ -150,15 +152,15 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Say how far a run is, from its folder alone."""
+    """Say how far a run or a sweep is, from its folder alone."""
 
     run: Positional[str]
-    """Run folder or URI."""
+    """Run or sweep folder or URI."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pull:
-    """Copy a run's best checkpoint to this machine, held against its hashes."""
+    """Copy the best checkpoint of a run or sweep to this machine, held against its hashes."""
 
     run: Positional[str]
     """Run or sweep folder or URI."""
@@ -168,10 +170,10 @@ class Pull:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write one HTML page about one run or several: curves, tables, gallery."""
+    """Write one HTML page about one run or several, or about a sweep: curves, tables, gallery."""
 
     runs: Positional[tuple[str, ...]]
-    """Run folders or URIs."""
+    """Run folders or URIs, or that of one sweep."""
     data: Path | None = None
     """Folder that holds the splits, if it is not where the run read it."""
     split: str | None = None
@@ -238,8 +240,9 @@ def exit_status(command: Callable[[], None]) -> int:
 
 
 def say(text: str) -> None:
-    """Write a line for the user."""
+    """Write a line for the user, who may be reading a log that is being written."""
     sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def bar(items: Iterable[T], total: int | None = None) -> Iterable[T]:
@@ -351,7 +354,11 @@ def evaluate(command: Evaluate) -> None:
 def status(command: Status) -> None:
     """`scribbleseg status`."""
     from scribbleseg.runs import status as read_status
+    from scribbleseg.sweeps import is_sweep
 
+    if is_sweep(command.run):
+        sweep_status(command.run)
+        return
     found = read_status(command.run)
     epochs = "?" if found.epochs is None else found.epochs
     line = f"{found.name}: {'finished' if found.finished else 'not finished'}, "
@@ -363,6 +370,37 @@ def status(command: Status) -> None:
         say(f"to use: the checkpoint of epoch {found.best['epoch']}, the last (none was scored)")
     elif found.best is not None:
         say(f"best {found.best['metric']} {found.best['value']:.4f} at epoch {found.best['epoch']}")
+
+
+def sweep_status(uri: str) -> None:
+    """`scribbleseg status` of a sweep: its best trials, and those in progress."""
+    from scribbleseg.sweeps import rank
+    from scribbleseg.sweeps import status as read_status
+
+    found = read_status(uri)
+    line = f"{found.name}: {'finished' if found.finished else 'not finished'}, "
+    line += f"{found.num_trials} trials: "
+    line += ", ".join(f"{count} {state}" for state, count in found.counts.items())
+    if found.seconds_left and not found.finished:
+        line += f", about {found.seconds_left / 60:.0f} min left"
+    say(line)
+    best = rank(found.trials)[:TRIALS_SHOWN]
+    running = [trial for trial in found.trials if not trial.ended and trial not in best]
+    for trial in [*best, *running]:
+        score = "     " if trial.score is None else f"{trial.score:.3f}"
+        drawn = "  ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
+        say(f"{trial.name}  {trial.state:8}  mIoU {score}  epoch {trial.epochs:>3}  {drawn}")
+    for trial in found.trials:
+        if trial.state == "failed":
+            say(f"{trial.name}  failed: {trial.reason}")
+    if found.best is not None:
+        say(f"best: {found.best['run']}, mIoU {found.best['value']:.4f}")
+        say(f"take it: scribbleseg pull {uri} --out best")
+
+
+def _short(value: object) -> str:
+    """Return a drawn value as people read it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def evaluate_command(checkpoint: str, data: DataConfig) -> str:
@@ -384,6 +422,10 @@ def pull(command: Pull) -> None:
     say(to_yaml(found.config).rstrip())
     for name, value in found.metrics.items():
         say(f"{name}: {value:.4f}")
+    if "miou_error" in found.metrics:
+        miou, margin = found.metrics["miou"], 1.96 * found.metrics["miou_error"]
+        interval = f"{miou - margin:.4f} to {miou + margin:.4f}"
+        say(f"mIoU {miou:.4f}, 95 % interval over images {interval}")
     say(f"verified: {folder}")
     if isinstance(found.config, FinetuneConfig):
         say(f"evaluate it: {evaluate_command(str(folder), found.config.data)}")
@@ -394,10 +436,18 @@ def pull(command: Pull) -> None:
 def report(command: Report) -> None:
     """`scribbleseg report`."""
     from scribbleseg.report.page import write_report
+    from scribbleseg.report.sweep import write_sweep_report
+    from scribbleseg.sweeps import is_sweep
 
     if not command.runs:
         raise InputError("no run is given; expected the folder of at least one")
     out = command.out or Path(command.runs[0]) / "report.html"
     if command.out is None and "://" in command.runs[0]:
         out = Path("report.html")
+    sweeps = [run for run in command.runs if is_sweep(run)]
+    if sweeps:
+        if len(command.runs) > 1:
+            raise InputError(f"{sweeps[0]} is a sweep; expected it alone, or runs alone")
+        say(str(write_sweep_report(sweeps[0], out, data_root=command.data)))
+        return
     say(str(write_report(command.runs, out, data_root=command.data, split=command.split)))

@@ -138,6 +138,7 @@ class SegmentationMetrics:
     def __init__(self) -> None:
         self._scores = np.zeros(len(dataclasses.fields(ImageScores)))
         self._pixels = np.zeros(len(dataclasses.fields(Counts)))
+        self._miou_squares = 0.0
         self._num_images = 0
 
     def update(self, prediction: BinaryMask, target: UInt8[np.ndarray, "h w"]) -> ImageScores:
@@ -151,6 +152,7 @@ class SegmentationMetrics:
         scores = _scores(counts, boundary_iou(prediction, target))
         self._scores += dataclasses.astuple(scores)
         self._pixels += dataclasses.astuple(counts)
+        self._miou_squares += scores.miou**2
         self._num_images += 1
         return scores
 
@@ -163,16 +165,18 @@ class SegmentationMetrics:
         if distributed.world_size() == 1:
             return
         # float64 holds pixel counts up to 2^53 exactly, so one vector carries all sums.
-        local = np.concatenate([self._scores, self._pixels, [self._num_images]])
+        rest = [self._miou_squares, self._num_images]
+        local = np.concatenate([self._scores, self._pixels, rest])
         total = distributed.all_reduce_sum(torch.tensor(local, device=device)).cpu().numpy()
-        self._scores, self._pixels, count = np.split(total, [len(self._scores), len(local) - 1])
-        self._num_images = int(count[0])
+        self._scores, self._pixels, rest = np.split(total, [len(self._scores), len(local) - 2])
+        self._miou_squares, self._num_images = float(rest[0]), int(rest[1])
 
     def compute(self) -> dict[str, float]:
         """Return the figures of all images so far.
 
         Returns:
             `object_iou`, `background_iou`, `miou`, `boundary_iou`: means over images;
+            `miou_error`: standard error of the `miou` (0 of one image);
             `pooled_object_iou`, `pooled_background_iou`, `pooled_miou`: of the summed pixels;
             `num_images`. All IoUs are in [0, 1].
 
@@ -191,8 +195,13 @@ class SegmentationMetrics:
                 )
             }
         )
+        figures = dict(zip(names, means, strict=True))
+        count = self._num_images
+        # Rounding can leave a variance of 0 just below it.
+        variance = max(0.0, self._miou_squares / count - figures["miou"] ** 2)
         return {
-            **dict(zip(names, means, strict=True)),
+            **figures,
+            "miou_error": math.sqrt(variance / (count - 1)) if count > 1 else 0.0,
             "pooled_object_iou": pooled.object_iou,
             "pooled_background_iou": pooled.background_iou,
             "pooled_miou": pooled.miou,

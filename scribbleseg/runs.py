@@ -98,6 +98,10 @@ class RunFolder:
         """The run's folder on this machine; None on any other storage."""
         return Path(self.path) if isinstance(self.filesystem, LocalFileSystem) else None
 
+    def child(self, name: str) -> "RunFolder":
+        """Return the folder `name` in this one, whether it exists or not."""
+        return RunFolder(filesystem=self.filesystem, path=f"{self.path}/{name}")
+
     def exists(self) -> bool:
         """Say whether a run was started here: its run.json is written."""
         return _is_file(self.filesystem, f"{self.path}/{RUN}")
@@ -133,6 +137,11 @@ class RunFolder:
         selector = FileSelector(f"{self.path}/{folder}", allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return sorted(info.base_name for info in infos if info.type == FileType.File)
+
+    def list_folders(self) -> list[str]:
+        """Return the names of the folders in this one, in order."""
+        infos = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == FileType.Directory)
 
     def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, atomically.

@@ -22,6 +22,7 @@ FLOORS = [
     ["scribbles", "losses", "models", "metrics"],
     ["checkpoint"],
     ["runs"],
+    ["sweeps"],
     ["datasets"],
     ["predict"],
     ["evaluate", "probe"],

@@ -129,6 +129,17 @@ def start_ray(launch: LaunchConfig) -> None:
         ) from None
 
 
+def living_nodes() -> list[tuple[int, int]]:
+    """Return the (CPUs, GPUs) of each living node of the cluster that is connected."""
+    import ray
+
+    return [
+        (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
 def plan_resources(
     launch: LaunchConfig, nodes: Sequence[tuple[int, int]], *, can_grow: bool
 ) -> Resources:
@@ -146,23 +157,26 @@ def plan_resources(
     if gpus is None:
         gpus = int(any(node_gpus > 0 for _, node_gpus in nodes))
 
-    def places(cpus: int) -> int:
-        return sum(
-            min(node_cpus // cpus, node_gpus // gpus if gpus else node_cpus)
-            for node_cpus, node_gpus in nodes
-        )
-
     most = launch.cpus_per_worker or max((cpus for cpus, _ in nodes), default=1)
     least = launch.cpus_per_worker or 1
     for cpus in range(most, least - 1, -1):
-        if places(cpus) >= launch.num_workers:
+        if num_places(nodes, Resources(cpus=cpus, gpus=gpus)) >= launch.num_workers:
             return Resources(cpus=cpus, gpus=gpus)
     if can_grow:
         return Resources(cpus=least, gpus=gpus)
     raise InputError(
         f"launch.num_workers is {launch.num_workers}, with {least} CPU and {gpus} GPU each; this "
         f"cluster has {sum(c for c, _ in nodes)} CPUs and {sum(g for _, g in nodes)} GPUs on "
-        f"{len(nodes)} node(s), room for {places(least)}; ask for fewer"
+        f"{len(nodes)} node(s), room for {num_places(nodes, Resources(cpus=least, gpus=gpus))}; "
+        "ask for fewer"
+    )
+
+
+def num_places(nodes: Sequence[tuple[int, int]], worker: Resources) -> int:
+    """Return how many such workers nodes of these (CPUs, GPUs) have room for."""
+    return sum(
+        min(cpus // worker.cpus, gpus // worker.gpus if worker.gpus else cpus)
+        for cpus, gpus in nodes
     )
 
 
@@ -171,6 +185,7 @@ def launch_job(
     payload: dict[str, Any],
     launch: LaunchConfig,
     run: RunFolder,
+    callbacks: Sequence[Any] = (),
 ) -> None:
     """Run `worker` on every rank with `payload` and show its progress until it has ended.
 
@@ -180,6 +195,7 @@ def launch_job(
         payload: Plain values; "board", "cpus" and "gpus" are added to it.
         launch: Hardware and storage.
         run: The folder of the run, under the launch's storage.
+        callbacks: Ray Train's, which hear of every report.
 
     Raises:
         InputError: what the workers found wrong with the input.
@@ -199,12 +215,7 @@ def launch_job(
         scaling = ray.train.ScalingConfig(num_workers=0, use_gpu=resources.gpus > 0)
     else:
         start_ray(launch)
-        nodes = [
-            (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
-        resources = plan_resources(launch, nodes, can_grow=not launch.is_local)
+        resources = plan_resources(launch, living_nodes(), can_grow=not launch.is_local)
         board = RemoteBoard()
         scaling = ray.train.ScalingConfig(
             num_workers=launch.num_workers,
@@ -222,6 +233,7 @@ def launch_job(
             name=run.name,
             storage_path=absolute(launch.storage),
             failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
+            callbacks=list(callbacks),
         ),
     )
     with Watcher(board):

@@ -2,14 +2,16 @@
 
 What differs between fine-tuning and pretraining is put together by `assemble_finetune` and
 `assemble_pretrain`; everything after that is the same. Rank 0 writes the run folder; every rank
-reports every epoch to Ray, which hangs otherwise.
+reports every epoch to Ray, which hangs otherwise. A sweep's trial of one worker is carried by
+`train_run` too, and reports to Ray Tune.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,7 @@ class Assembly:
     """What is trained on what, in a few words."""
     warnings: list[str]
     """What a person should know before the start."""
-    events: Callable[[], Iterator[Event]]
+    events: Callable[[], Generator[Event]]
     """Begins the training."""
     draw: Callable[[], bytes] | None = None
     """Returns a picture of what the encoder sees now, as a JPEG; None: there are no pictures."""
@@ -159,7 +161,7 @@ def assemble_pretrain(settings: dict[str, Any], device: torch.device, *, resumed
 def _last_words(payload: dict[str, Any], assemble: Callable[..., Assembly]) -> dict[str, str]:
     """Run one rank; return what a restart cannot mend, so that Ray does not try."""
     try:
-        _train(payload, assemble)
+        train_run(payload, assemble, _report)
     except InputError as error:
         return {"input_error": str(error)}
     except DivergedError as error:
@@ -167,7 +169,24 @@ def _last_words(payload: dict[str, Any], assemble: Callable[..., Assembly]) -> d
     return {}
 
 
-def _train(payload: dict[str, Any], assemble: Callable[..., Assembly]) -> None:
+def train_run(
+    payload: dict[str, Any],
+    assemble: Callable[..., Assembly],
+    report: Callable[[RunFolder, EpochDone, int | None], None],
+) -> None:
+    """Run one rank to its end, from the last whole checkpoint where there is one.
+
+    Args:
+        payload: See `train_worker`.
+        assemble: Puts the run together.
+        report: Tells whoever runs this rank about an epoch, and of which epoch the last checkpoint
+            is; it may raise to end the rank.
+
+    Raises:
+        InputError: the input is wrong.
+        DivergedError: the loss is no longer a number.
+        OSError: the last checkpoint cannot be written.
+    """
     device = worker_device(payload)
     if device.type == "cpu":
         # Ray sets OMP_NUM_THREADS only where nothing else has; this decides the speed on CPUs.
@@ -186,19 +205,21 @@ def _train(payload: dict[str, Any], assemble: Callable[..., Assembly]) -> None:
         screen.say(line)
     record = RunRecord.start(payload, job, run, resumed or 0)
     saved_epoch = resumed
-    for event in job.events():
-        match event:
-            case StepDone():
-                screen.step(event)
-            case SaveDue():
-                final = event.epoch == epochs
-                if save(run, job.state, job.config, event.epoch, final=final, device=device):
-                    saved_epoch = event.epoch
-            case EpochDone():
-                screen.epoch(event)
-                record.epoch(event, history)
-                _report(run, event, saved_epoch)
-    record.finish(history)
+    # Closed here and not when they are collected: a sweep's process goes on with another run.
+    with record, contextlib.closing(job.events()) as events:
+        for event in events:
+            match event:
+                case StepDone():
+                    screen.step(event)
+                case SaveDue():
+                    final = event.epoch == epochs
+                    if save(run, job.state, job.config, event.epoch, final=final, device=device):
+                        saved_epoch = event.epoch
+                case EpochDone():
+                    screen.epoch(event)
+                    record.epoch(event, history)
+                    report(run, event, saved_epoch)
+        record.finish(history)
     barrier()
 
 
@@ -374,6 +395,13 @@ class RunRecord:
                 record.writer = SummaryWriter(str(folder), purge_step=epoch + 1)
         return record
 
+    def __enter__(self) -> "RunRecord":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
     def epoch(self, event: EpochDone, history: list[Row]) -> None:
         """Write the metrics of all epochs so far."""
         if rank() != 0:
@@ -400,5 +428,3 @@ class RunRecord:
             self.facts |= {"finished": True, "wall_time": time.monotonic() - self.began}
             self.run.write_metrics(history)
             self.run.write_json("run.json", self.facts)
-            if self.writer is not None:
-                self.writer.close()

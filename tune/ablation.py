@@ -18,7 +18,6 @@ Every run is a run folder of its own under STORAGE/NAME, trained like those of `
 import itertools
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -34,23 +33,21 @@ from scribbleseg.config import (
     PretrainConfig,
     config_hash,
     flatten,
-    override,
     parse_arguments,
     require,
     to_dict,
 )
 from scribbleseg.datasets.pictures import list_images
 from scribbleseg.datasets.scenes import list_scenes
-from scribbleseg.device import pick_device, prepare_cpu
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import METRIC_NAMES, Row, evaluate
-from scribbleseg.loops.steps import StepDone
 from scribbleseg.models import encoder_settings
 from scribbleseg.predict import load
 from scribbleseg.report import curves, tables
 from scribbleseg.report.tables import Table
 from scribbleseg.runs import RunFolder
 from train.command import Order, base_config, carry_out, usage
+from train.estimate import time_steps
 from train.launch import (
     LaunchConfig,
     absolute,
@@ -64,7 +61,6 @@ from tune.comparison import TITLES, Cell, figures, percent, to_csv, to_markdown,
 
 PROG = "python -m tune.ablation"
 PLAN = "ablation.json"
-NUM_TIMED = 2
 
 # Settings that the ablation gives its runs, and the option that decides them.
 PLANNED = {
@@ -253,9 +249,15 @@ def train_all(runs: Sequence[Run], place: str, recipe: str, launch: LaunchConfig
     epochs = sum(run.config.train.epochs for run in runs)
     say(f"{place}: {len(runs)} runs of {epochs} epochs together, {len(spent)} of them finished")
     if launch.is_alone:
+        resources = plan_resources(launch, [this_machine()], can_grow=False)
         for run in runs:
             if run.cost not in expected:
-                expected[run.cost] = time_steps(run, launch)
+                pace = time_steps(run.config, resources)
+                expected[run.cost] = pace.seconds
+                say(
+                    f"{run.title}: {pace.epochs} epochs of {pace.steps_per_epoch} steps, "
+                    f"{pace.seconds_per_step:.2f} s each"
+                )
         left = sum(expected[run.cost] for run in runs if run.name not in spent)
         say(f"about {tables.duration(left)}, by timed steps; loading and validating come on top")
     # Imported here because it brings Ray, which `--help` and loader processes do without.
@@ -274,33 +276,6 @@ def train_all(runs: Sequence[Run], place: str, recipe: str, launch: LaunchConfig
         metrics = RunFolder.at(place, run.name).read_metrics()[-1]
         miou = f"mIoU {metrics['miou']:.2f}, " if "miou" in metrics else ""
         say(f"[{number}/{len(runs)}] {run.title}: {miou}{tables.duration(seconds)}{end}")
-
-
-def time_steps(run: Run, launch: LaunchConfig) -> float:
-    """Return how long computing all steps of a run takes here, by a few steps after a first one."""
-    from train.worker import assemble_finetune, assemble_pretrain
-
-    resources = plan_resources(launch, [this_machine()], can_grow=False)
-    device = pick_device(gpus=resources.gpus > 0)
-    if device.type == "cpu":
-        prepare_cpu(resources.cpus)
-    # No epoch is validated before the timed steps are done, and no loader has to start.
-    epochs, timed = run.config.train.epochs, NUM_TIMED + 2
-    changes = {"train.epochs": max(epochs, timed), "train.validate_every": timed}
-    trial = override(run.config, changes | {"train.compile": False, "data.num_workers": 0})
-    assemble = assemble_finetune if isinstance(run.config, FinetuneConfig) else assemble_pretrain
-    job = assemble(to_dict(trial), device, resumed=False)
-    steps = (event for event in job.events() if isinstance(event, StepDone))
-    seconds: list[float] = []
-    for _ in range(NUM_TIMED + 1):
-        began = time.perf_counter()
-        event = next(steps)
-        # Reading the loss waits for the device.
-        event.loss.item()
-        seconds.append(time.perf_counter() - began - event.wait_seconds)
-    pace, per_epoch = statistics.fmean(seconds[1:]), job.plan.steps_per_epoch
-    say(f"{run.title}: {epochs} epochs of {per_epoch} steps, {pace:.2f} s each")
-    return pace * per_epoch * epochs
 
 
 def write_results(runs: Sequence[Run], folder: RunFolder, place: str, job: AblationJob) -> None:

@@ -8,7 +8,7 @@ are accumulated, and settings that depend on the size of the data set are filled
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -349,7 +349,7 @@ def fit(
     *,
     device: torch.device,
     precision: torch.dtype | None,
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Pretrain from `state` to the end of the run; see `run_steps` for the events.
 
     Args:

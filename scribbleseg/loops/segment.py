@@ -1,6 +1,6 @@
 """Fine-tuning: one optimiser step, one validation, and `fit`, the generator of events."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ def fit(
     *,
     device: torch.device,
     precision: torch.dtype | None,
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Train from `state` to the end of the run; see `run_steps` for the events.
 
     Raises:

@@ -6,7 +6,7 @@ them.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +140,7 @@ def run_steps(
     device: torch.device,
     take_step: Callable[[Batch], dict[str, Tensor]],
     finish_epoch: Callable[[Row, bool], str | None],
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Take all remaining steps of a run, yielding the same events on every rank.
 
     Per step `StepDone`; per validated epoch `SaveDue`, then `EpochDone`; within long epochs

@@ -10,7 +10,7 @@ import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -45,6 +45,8 @@ SHARES = {"miou", "object_iou", "background_iou", "probe_miou", "deviation"}
 
 WIDTH_INCHES, HEIGHT_INCHES = 5.6, 3.0
 
+Marker = Literal["dot", "ring", "cross"]
+
 
 @dataclass(frozen=True)
 class Line:
@@ -60,6 +62,8 @@ class Line:
     """CSS colour."""
     dash: tuple[int, ...] = ()
     """Lengths of strokes and gaps in points; () is a solid line."""
+    marker: Marker | None = None
+    """What the legend shows instead of a line, where the chart has points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,7 @@ def line_chart(
         note: One sentence under the drawing; "" says which epoch is marked.
     """
     drawn = [line for line in lines if line.values]
-    with _axes(title) as (figure, axes):
+    with quiet_axes(title) as (figure, axes):
         for line in drawn:
             axes.plot(
                 line.epochs,
@@ -140,13 +144,13 @@ def line_chart(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if best_epoch is not None and not note:
             note = f"Dotted: the best epoch, {best_epoch:g}."
-        return Chart(title=title, svg=_to_svg(figure), lines=drawn, note=note)
+        return Chart(title=title, svg=to_svg(figure), lines=drawn, note=note)
 
 
 def distribution(title: str, values: Sequence[float]) -> Chart:
     """Draw how many images score how high, in bins of 0.05 over [0, 1], and their median."""
     middle = sorted(values)[len(values) // 2]
-    with _axes(title) as (figure, axes):
+    with quiet_axes(title) as (figure, axes):
         edges = [index / 20 for index in range(21)]
         axes.hist(values, bins=edges, color=BLUE, edgecolor="white", linewidth=1.0)
         axes.axvline(middle, color=INK, linewidth=1.2, linestyle=(0, (1, 2)), zorder=3)
@@ -155,7 +159,7 @@ def distribution(title: str, values: Sequence[float]) -> Chart:
         axes.set_ylabel("images")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         note = f"Dotted: the median image, {middle:.3f}."
-        return Chart(title=title, svg=_to_svg(figure), lines=[], note=note)
+        return Chart(title=title, svg=to_svg(figure), lines=[], note=note)
 
 
 def follow(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list[Chart]:
@@ -244,14 +248,23 @@ def compare(
 
 
 @contextmanager
-def _axes(title: str) -> Generator[tuple[Any, Any]]:
+def quiet_axes(
+    title: str, *, width: float = WIDTH_INCHES, height: float = HEIGHT_INCHES
+) -> Generator[tuple[Any, Any]]:
     """Give a figure with quiet axes; matplotlib's settings are changed only meanwhile.
 
     They are typed Any because matplotlib's own types leave every keyword unknown.
+
+    Args:
+        title: Keeps the ids of this drawing apart from others on the page.
+        width: Of the figure, in inches; two of the usual ones fill the page.
+        height: Of the figure, in inches.
     """
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": title,
+        # Names of settings may hold anything, dollars and backslashes too.
+        "text.parse_math": False,
         "font.size": 9,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
@@ -259,7 +272,7 @@ def _axes(title: str) -> Generator[tuple[Any, Any]]:
         "ytick.color": INK,
     }
     with cast(Any, mpl).rc_context(settings):
-        figure: Any = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
+        figure: Any = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="both", length=0)
@@ -268,7 +281,7 @@ def _axes(title: str) -> Generator[tuple[Any, Any]]:
         yield figure, axes
 
 
-def _to_svg(figure: Any) -> str:
+def to_svg(figure: Any) -> str:
     """Return the figure as an <svg> element that scales with the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -6,12 +6,11 @@ scripts, and whatever was read from files is escaped by the template.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from scribbleseg.checkpoint import write_bytes
 from scribbleseg.config import to_yaml
@@ -89,19 +88,22 @@ def write_report(
     Raises:
         InputError: A run that is not one, or a `data_root` that is no folder.
     """
-    if data_root is not None and not Path(data_root).is_dir():
-        raise InputError(f"{data_root}: no such folder; expected the one that holds the splits")
+    require_folder(data_root)
     count = EXHIBITS_ALONE if len(runs) == 1 else EXHIBITS_TOGETHER
     records = [read_record(str(run)) for run in runs]
-    return _write(
-        out,
-        [
-            _pretraining_section(record)
-            if record.is_pretraining
-            else _run_section(record, data_root, split, count)
-            for record in records
-        ],
-    )
+    sections = [
+        _pretraining_section(record)
+        if record.is_pretraining
+        else _run_section(record, data_root, split, count)
+        for record in records
+    ]
+    return write_page(out, render(sections))
+
+
+def require_folder(data_root: str | Path | None) -> None:
+    """Raise an `InputError` where the data is said to be in a folder that is none."""
+    if data_root is not None and not Path(data_root).is_dir():
+        raise InputError(f"{data_root}: no such folder; expected the one that holds the splits")
 
 
 def write_evaluation_page(predictor: Predictor, evaluation: Evaluation, out: Path) -> Path:
@@ -139,15 +141,15 @@ def write_evaluation_page(predictor: Predictor, evaluation: Evaluation, out: Pat
             + ("" if settings["honour_strokes"] else " --no-honour-strokes")
         ],
     )
-    return _write(out, [section])
+    return write_page(out, render([section]))
 
 
-def _write(out: Path, sections: Sequence[Section]) -> Path:
-    """Write the page to a file, or to report.html in a folder."""
+def write_page(out: Path, text: str) -> Path:
+    """Write a page to a file, or to report.html in a folder; return the file."""
     if out.suffix != ".html":
         out = out / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, render(sections).encode())
+    write_bytes(out, text.encode())
     return out
 
 
@@ -155,12 +157,7 @@ def _run_section(
     record: Record, data_root: str | Path | None, split: str | None, count: int
 ) -> Section:
     """Score a run's best checkpoint, and gather everything the page says about the run."""
-    findings, note = None, ""
-    try:
-        findings = find(record, data_root, split, count)
-    except InputError as error:
-        # A page about a run whose data or checkpoint is elsewhere still has its curves.
-        note = f"There are no scored images: {error}"
+    findings, note = try_to_find(record, data_root, split, count)
     facts = tables.run_facts(
         record.info, record.history, record.best, findings and findings.num_parameters
     )
@@ -177,6 +174,17 @@ def _run_section(
         hint=f"With the full configuration below saved as {record.name}.yaml:",
         commands=commands(record),
     )
+
+
+def try_to_find(
+    record: Record, data_root: str | Path | None, split: str | None, count: int
+) -> tuple[Findings | None, str]:
+    """Return what a run's best checkpoint does, or why that cannot be said."""
+    try:
+        return find(record, data_root, split, count), ""
+    except InputError as error:
+        # A page about a run whose data or checkpoint is elsewhere still has its curves.
+        return None, f"There are no scored images: {error}"
 
 
 def _pretraining_section(record: Record) -> Section:
@@ -230,6 +238,8 @@ def _charts(sections: Sequence[Section]) -> list[Chart]:
                 titles,
             )
         ]
+    if not sections:
+        return []
     section = sections[0]
     if section.pretraining is not None:
         return curves.follow_pretraining(section.history, section.pretraining.num_prototypes)
@@ -262,6 +272,23 @@ def _comparisons(sections: Sequence[Section]) -> list[Table]:
 
 def render(sections: Sequence[Section]) -> str:
     """Return the page's HTML."""
+    return template("page.html.jinja").render(variables(sections))
+
+
+def template(name: str) -> Template:
+    """Return a template of this package; it escapes what it is given."""
+    environment = Environment(
+        loader=PackageLoader("scribbleseg", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def variables(sections: Sequence[Section]) -> dict[str, Any]:
+    """Return what page.html.jinja asks for; of no sections, an empty page."""
     alone = sections[0] if len(sections) == 1 else None
     results, spread = list[Table](), None
     if alone is None:
@@ -270,23 +297,19 @@ def render(sections: Sequence[Section]) -> str:
         results = [tables.figures_table(alone.findings.evaluation)]
         scores = [row.miou for row in alone.findings.evaluation.rows]
         spread = curves.distribution("Images by mIoU", scores)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = files("scribbleseg.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(text).render(
-        title=alone.name if alone else f"{len(sections)} runs",
-        alone=alone,
-        sections=sections,
-        charts=_charts(sections),
-        results=results,
-        spread=spread,
-        has_attention=any(
+    return {
+        "title": alone.name if alone else f"{len(sections)} runs",
+        "alone": alone,
+        "sections": sections,
+        "charts": _charts(sections),
+        "results": results,
+        "spread": spread,
+        "has_attention": any(
             exhibit.attention
             for section in sections
             if section.findings
             for group in section.findings.groups
             for exhibit in group.exhibits
         ),
-        metric_names=METRIC_NAMES,
-    )
+        "metric_names": METRIC_NAMES,
+    }

@@ -34,6 +34,8 @@ class Table:
     """As many cells as the header has."""
     note: str = ""
     """What a reader must know to read the figures right."""
+    highlighted: int | None = None
+    """Index of the row that stands out."""
 
 
 def figures_table(evaluation: Evaluation) -> Table:

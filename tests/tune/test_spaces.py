@@ -1,0 +1,166 @@
+"""Spaces are data: read, checked by name, drawn from, and put over a recipe."""
+
+import json
+
+import pytest
+
+from scribbleseg.config import FinetuneConfig, PretrainConfig, flatten, override, to_dict
+from scribbleseg.errors import InputError
+from train.recipes import RECIPES
+from tune.spaces import (
+    SETTINGS,
+    SPACES,
+    Pretrained,
+    apply,
+    check_space,
+    choice,
+    defaults,
+    draw,
+    read_pretrained,
+    read_space,
+    to_tree,
+    uniform,
+)
+
+BASE = RECIPES["cpu"]()
+
+
+class Fixed:
+    """Draws the last choice and the upper end of a range, and notes what it was asked for."""
+
+    def __init__(self):
+        self.asked = {}
+
+    def suggest_categorical(self, name, choices):
+        """See Optuna."""
+        self.asked[name] = list(choices)
+        return choices[-1]
+
+    def suggest_float(self, name, low, high, *, log=False):
+        """See Optuna."""
+        self.asked[name] = (low, high, log)
+        return high
+
+    def suggest_int(self, name, low, high, *, log=False):
+        """See Optuna."""
+        self.asked[name] = (low, high, log)
+        return high
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_built_in_spaces_fit_every_recipe_and_hold_the_default_of_cpu(name):
+    for recipe in RECIPES.values():
+        check_space(SPACES[name], override(recipe(), SETTINGS.get(name, {})))
+    values = defaults(SPACES[name], BASE)
+    assert values is not None and apply(BASE, values) == BASE
+
+
+def test_a_space_from_a_file_is_the_one_that_was_written(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps(to_tree(SPACES["full"])))
+    assert read_space(str(path)) == SPACES["full"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "found no settings"),
+        ("[1]", "found no settings"),
+        ("a: {log: [0, 1]}", "a.log is [0, 1]; expected numbers above 0"),
+        ("a: {range: [2, 1]}", "the lower first"),
+        ("a: {range: [1, 2, 3]}", "two numbers"),
+        ("a: {range: [false, true]}", "two numbers"),
+        ("a: {choice: []}", "expected {choice"),
+        ("a: {normal: [0, 1]}", "expected {choice"),
+        ("a: 3", "a is 3; expected {choice"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_space_says_why(tmp_path, text, words):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_space(str(path))
+    assert words in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_space_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="'cor' is unknown; expected core, full, smoke"):
+        read_space("cor")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_space(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("key", "distribution", "words"),
+    [
+        ("optim.lr", uniform(0.1, 0.2), "optim.lr is no setting"),
+        ("model", choice("unet"), "model is no setting"),
+        ("augment.strength", uniform(0.0, 2.5), "augment.strength is 2.5"),
+        ("model.width", choice(8, 12), "model.width is 12"),
+        ("model.architecture", choice("unet", "vgg"), "vgg"),
+        ("train.epochs", uniform(1.5, 2.5), "train.epochs"),
+        ("init_from", choice("a"), "--pretrained RUN"),
+    ],
+)
+def test_a_wrong_key_or_range_is_refused_by_name(key, distribution, words):
+    with pytest.raises(InputError) as error:
+        check_space({key: distribution}, BASE)
+    assert words in str(error.value)
+
+
+def test_what_is_drawn_is_what_the_space_says_and_lands_in_the_settings():
+    drawn = Fixed()
+    params = draw(drawn, SPACES["full"], BASE, [])
+    assert drawn.asked["optim.learning_rate"] == (3e-4, 1e-2, True)
+    assert drawn.asked["model.depth"] == (4, 6, False)
+    settings = flatten(to_dict(apply(BASE, params)))
+    assert {key: settings[key] for key in params} == params
+    untouched = flatten(to_dict(BASE))
+    assert all(settings[key] == untouched[key] for key in settings if key not in params)
+
+
+def test_a_default_outside_the_space_is_not_drawn():
+    assert defaults({"augment.strength": uniform(1.0, 2.0)}, BASE) is None
+
+
+def pretrained(uri, **model):
+    config = override(PretrainConfig(), {f"model.{key}": value for key, value in model.items()})
+    from scribbleseg.models import encoder_settings
+
+    return Pretrained(uri=uri, encoder=encoder_settings(config.model))
+
+
+def test_only_pretraining_runs_that_fit_the_drawn_network_are_starts():
+    space = {"model.architecture": choice("unet", "attention_resunet")}
+    runs = [
+        pretrained("/p/unet", architecture="unet"),
+        pretrained("/p/resunet", architecture="resunet"),
+        pretrained("/p/wide", architecture="resunet", width=32),
+        pretrained("/p/shallow", architecture="resunet", depth=5),
+    ]
+    drawn = Fixed()
+    params = draw(drawn, space, BASE, runs)
+    key = "init_from[resunet 16 6 batch]"
+    assert drawn.asked[key] == ["scratch", "/p/resunet"]
+    assert apply(BASE, params).init_from == "/p/resunet"
+    assert apply(BASE, params | {key: "scratch"}).init_from is None
+    assert draw(Fixed(), space, BASE, runs[:1]).keys() == {"model.architecture"}
+
+
+def test_only_finished_pretraining_runs_are_accepted(tmp_path):
+    record = {"kind": "dino", "finished": True, "config": to_dict(PretrainConfig())}
+    for name, changes in {"ok": {}, "half": {"finished": False}, "other": {"kind": "x"}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(record | changes))
+    found = read_pretrained(str(tmp_path / "ok"))
+    assert found.encoder == {"encoder": "unet", "width": 16, "depth": 6, "norm": "batch"}
+    with pytest.raises(InputError, match="has not finished"):
+        read_pretrained(str(tmp_path / "half"))
+    for name in ("other", "none"):
+        with pytest.raises(InputError, match="is no pretraining run"):
+            read_pretrained(str(tmp_path / name))
+
+
+def test_settings_of_smoke_are_settings():
+    assert isinstance(override(RECIPES["demo"](), SETTINGS["smoke"]), FinetuneConfig)

@@ -1,0 +1,278 @@
+"""From a planned sweep to Ray Tune: trials are started, followed, written down and chosen from."""
+
+import itertools
+import logging
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray.tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from tqdm import tqdm
+
+from scribbleseg.report import tables
+from scribbleseg.runs import RunFolder
+from scribbleseg.sweeps import (
+    State,
+    Trial,
+    choose,
+    read_trial,
+    refresh,
+    seconds_left,
+    smoothed,
+    write_best,
+    write_table,
+    write_trial,
+)
+from tune.study import Study
+from tune.trial import FAILED, Plan, run_trial
+
+STATE = "tune"
+"""Folder in the sweep's for what Tune writes for itself; it is read by nobody."""
+ASHA_FACTOR = 3
+
+
+def search(
+    plan: Plan,
+    study: Study,
+    ledger: "Ledger",
+    scheduler: TrialScheduler,
+    num_trials: int,
+    concurrent: int,
+) -> None:
+    """Run trials until `num_trials` have ended.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it.
+    """
+    config = ray.tune.TuneConfig(
+        num_samples=num_trials,
+        max_concurrent_trials=concurrent,
+        search_alg=study,
+        scheduler=scheduler,
+        # One process serves many trials: a new one would spend its first seconds on imports.
+        reuse_actors=plan.launch.num_workers == 1,
+        trial_dirname_creator=_run_name,
+    )
+    _fit(plan, config, {}, ledger)
+    if len(ledger.ended()) < num_trials:
+        raise KeyboardInterrupt
+
+
+def asha(epochs: int, grace: int | None) -> TrialScheduler:
+    """Return the scheduler that stops trials early.
+
+    Args:
+        epochs: Length of a trial.
+        grace: Epochs before one can be stopped; None: a ninth of them.
+    """
+    # Time is counted in epochs: Tune's own count starts again when a trial does.
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric="miou",
+        mode="max",
+        # Never reached, so that a trial ends by itself, with its last checkpoint written.
+        max_t=epochs + 1,
+        grace_period=min(epochs, grace or max(1, epochs // ASHA_FACTOR**2)),
+        reduction_factor=ASHA_FACTOR,
+    )
+
+
+def no_stopping() -> TrialScheduler:
+    """Return the scheduler that stops nothing."""
+    return FIFOScheduler()
+
+
+def confirm(
+    plan: Plan, sweep: RunFolder, ranked: Sequence[Trial], num_seeds: int, concurrent: int
+) -> list[dict[str, Any]]:
+    """Train trials again over other seeds, and make the winner the best of the sweep.
+
+    Args:
+        plan: What all runs have in common.
+        sweep: The sweep's folder.
+        ranked: The trials, best first.
+        num_seeds: Runs of each.
+        concurrent: Runs at once.
+
+    Returns:
+        Of each trial: "trial", "scores" of its runs, their "mean" and "deviation" (None of one),
+        best mean first.
+    """
+    first = int(plan.base["train"]["seed"]) + 1
+    seeds = range(first, first + num_seeds)
+    repeats = [[replace(trial, seed=seed) for seed in seeds] for trial in ranked]
+    for repeat in itertools.chain(*repeats):
+        if read_trial(sweep, repeat.name) is None:
+            write_trial(sweep, replace(repeat, state="running"))
+    config = ray.tune.TuneConfig(
+        max_concurrent_trials=concurrent,
+        reuse_actors=plan.launch.num_workers == 1,
+        trial_dirname_creator=_run_name,
+    )
+    names = [repeat.name for repeat in itertools.chain(*repeats)]
+    _fit(plan, config, {"run": ray.tune.grid_search(names)}, Follower(len(names)))
+    found: list[dict[str, Any]] = []
+    for trial, again in zip(ranked, repeats, strict=True):
+        runs = [sweep.child(repeat.name) for repeat in again]
+        if not all(run.finished() for run in runs):
+            raise RuntimeError(f"{trial.name} was not confirmed; give the command again")
+        scores = [smoothed(run.read_metrics()) or 0.0 for run in runs]
+        deviation = statistics.stdev(scores) if num_seeds > 1 else None
+        mean = statistics.fmean(scores)
+        found.append(
+            {"trial": trial.number, "scores": scores, "mean": mean, "deviation": deviation}
+        )
+    winner = max(range(len(found)), key=lambda place: found[place]["mean"])
+    facts = found[winner]
+    best = max(range(num_seeds), key=lambda place: facts["scores"][place])
+    facts = facts | {"score": facts["scores"][best]}
+    del facts["scores"]
+    write_best(sweep, sweep.child(repeats[winner][best].name), facts)
+    return sorted(found, key=lambda each: -each["mean"])
+
+
+def _fit(
+    plan: Plan, config: ray.tune.TuneConfig, space: dict[str, Any], callback: ray.tune.Callback
+) -> None:
+    """Let Tune run what `config` and `space` say."""
+    worker = plan.resources
+    if plan.launch.num_workers == 1:
+        needs: dict[str, float] = {"cpu": worker.cpus, "gpu": worker.gpus}
+    else:
+        # The trial only waits for the workers that it starts; nothing at all is refused.
+        needs = {"cpu": 0, "memory": 1e6}
+    # What Tune wrote for an earlier start, it would go on writing to.
+    state = RunFolder.open(f"{plan.sweep}/{STATE}")
+    state.filesystem.delete_dir_contents(state.path, missing_dir_ok=True)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(_trainable(plan), needs),
+        param_space=space,
+        tune_config=config,
+        run_config=ray.tune.RunConfig(
+            name=STATE,
+            storage_path=plan.sweep,
+            verbose=0,
+            failure_config=ray.tune.FailureConfig(max_failures=plan.launch.max_failures),
+            callbacks=[callback],
+        ),
+    )
+    tuner.fit()
+    state.filesystem.delete_dir_contents(state.path, missing_dir_ok=True)
+    state.filesystem.delete_dir(state.path)
+
+
+def _trainable(plan: Plan) -> Callable[[dict[str, Any]], None]:
+    def trial(config: dict[str, Any]) -> None:
+        run_trial(plan, config["run"])
+
+    return trial
+
+
+def _run_name(trial: Any) -> str:
+    return trial.config["run"]
+
+
+class Follower(ray.tune.Callback):
+    """Shows which confirming runs have ended."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self.num_ended = 0
+        self.bar: Any = tqdm(total=total, unit="run", leave=False, disable=None)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See Ray: the run came to its end, or told why it never will."""
+        result: dict[str, Any] = trial.last_result or {}
+        self._say(trial, result.get(FAILED) or f"mIoU {result.get('miou', 0.0):.3f}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See Ray: the run failed more often than it is tried again."""
+        self._say(trial, f"failed: {last_words(trial)}")
+
+    def _say(self, trial: Any, words: str) -> None:
+        self.num_ended += 1
+        self.bar.update(1)
+        tqdm.write(f"[{self.num_ended}/{self.total}] {_run_name(trial)}: {words}", file=sys.stderr)
+
+
+class Ledger(ray.tune.Callback):
+    """Writes down how every trial ends, as it ends: trial.json, trials.csv, best.json."""
+
+    def __init__(self, sweep: RunFolder, known: Iterable[Trial], num_trials: int, concurrent: int):
+        self.sweep = sweep
+        self.trials = {trial.number: trial for trial in known}
+        self.num_trials = num_trials
+        self.concurrent = concurrent
+        self.bar: Any = tqdm(
+            total=num_trials,
+            initial=len(self.ended()),
+            unit="trial",
+            leave=False,
+            disable=None,
+        )
+
+    def ended(self) -> list[Trial]:
+        """Return the trials that have ended, in order."""
+        return [self.trials[number] for number in sorted(self.trials) if self.trials[number].ended]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See Ray: the trial has got a process."""
+        known = read_trial(self.sweep, _run_name(trial))
+        assert known is not None
+        self.trials.setdefault(known.number, known)
+        self._write_table()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See Ray: the trial came to its end, was stopped early, or told why it never can end."""
+        name, reason = _run_name(trial), (trial.last_result or {}).get(FAILED)
+        if reason is not None:
+            self._end(name, "failed", str(reason))
+        else:
+            self._end(name, "finished" if self.sweep.child(name).finished() else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See Ray: the trial failed more often than it is tried again."""
+        self._end(_run_name(trial), "failed", last_words(trial))
+
+    def _end(self, name: str, state: State, reason: str = "") -> None:
+        trial = next(each for each in self.trials.values() if each.name == name)
+        # One that had ended before this start only told again what it knew.
+        if trial.ended:
+            return
+        trial = refresh(self.sweep, replace(trial, state=state, reason=reason))
+        self.trials[trial.number] = trial
+        write_trial(self.sweep, trial)
+        self._write_table()
+        best = choose(self.ended())
+        if best is not None:
+            facts = {"trial": best.number, "score": best.score}
+            write_best(self.sweep, self.sweep.child(best.name), facts)
+        self._say(trial, best)
+
+    def _write_table(self) -> None:
+        write_table(self.sweep, [self.trials[number] for number in sorted(self.trials)])
+
+    def _say(self, trial: Trial, best: Trial | None) -> None:
+        ended = self.ended()
+        left = seconds_left(list(self.trials.values()), self.num_trials, self.concurrent)
+        score = "" if trial.score is None else f", mIoU {trial.score:.3f}"
+        tqdm.write(
+            f"[{len(ended)}/{self.num_trials}] {trial.name} {trial.state} after {trial.epochs} "
+            f"epochs, {tables.duration(trial.seconds)}{score}"
+            + (f" (best {best.score:.3f}, {best.name})" if best is not None else "")
+            + (f"; {trial.reason}" if trial.reason else "")
+            + (f"; about {tables.duration(left)} left" if left else ""),
+            file=sys.stderr,
+        )
+        self.bar.update(1)
+
+
+def last_words(trial: Any) -> str:
+    """Return the last line of what Tune knows of a failed trial."""
+    error = trial.get_pickled_error() or trial.get_error() or "no reason is known"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,90 @@
+"""What one trial of a sweep does, in a process that Ray Tune gave it.
+
+A trial is a run folder like any other. With one worker it trains in this very process, which then
+serves the next trial: starting a second set of processes would take longer than a short trial.
+With several it starts a Ray Train job of its own, and only waits.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from scribbleseg.config import FinetuneConfig, from_dict, to_dict
+from scribbleseg.errors import DivergedError, InputError
+from scribbleseg.loops.steps import EpochDone
+from scribbleseg.runs import RunFolder
+from scribbleseg.sweeps import Trial, read_trial
+from train.launch import LaunchConfig, Resources, launch_job
+from train.progress import Board
+from train.worker import assemble_finetune, train_run, train_worker
+from tune.spaces import apply
+
+FAILED = "failed"
+"""Key of a report that tells why a trial can never succeed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What all trials of a sweep have in common; plain values, so that it travels."""
+
+    sweep: str
+    """Folder or URI of the sweep."""
+    base: dict[str, Any]
+    """Settings that the drawn ones are put over."""
+    recipe: str
+    git_commit: str | None
+    launch: LaunchConfig
+    """Hardware of one trial; its storage is the sweep's folder."""
+    resources: Resources
+    """What each of its workers has."""
+
+
+def run_trial(plan: Plan, name: str) -> None:
+    """Train a run of the sweep to its end, or to where the scheduler stops it.
+
+    Every validation is reported. What the run has behind it is reported first, so that search and
+    scheduler, which know nothing when a sweep goes on after its driver was lost, hear it as if it
+    happened now.
+    """
+    sweep = RunFolder.open(plan.sweep)
+    run, trial = sweep.child(name), read_trial(sweep, name)
+    assert trial is not None, f"{name} was not announced"
+    last = run.last() or 0
+    for row in run.read_metrics():
+        if "miou" in row and row["epoch"] <= last:
+            ray.tune.report(dict(row))
+    if trial.state == "failed":
+        ray.tune.report({FAILED: trial.reason})
+    if trial.ended or run.finished():
+        return
+    try:
+        _train(plan, trial, run)
+    # Nothing that a second attempt could mend, so Tune is not given a reason for one.
+    except (DivergedError, InputError) as error:
+        ray.tune.report({FAILED: str(error)})
+
+
+def _train(plan: Plan, trial: Trial, run: RunFolder) -> None:
+    config = apply(from_dict(FinetuneConfig, plan.base), trial.params)
+    if trial.seed is not None:
+        config = replace(config, train=replace(config.train, seed=trial.seed))
+    payload = {
+        "config": to_dict(config),
+        "recipe": plan.recipe,
+        "git_commit": plan.git_commit,
+        "storage": plan.sweep,
+        "name": run.name,
+    }
+    if plan.launch.num_workers > 1:
+        launch_job(train_worker, payload, plan.launch, run, callbacks=[TuneReportCallback()])
+        return
+    here = {"board": Board(), "cpus": plan.resources.cpus, "gpus": plan.resources.gpus}
+    train_run(payload | here, assemble_finetune, _report)
+
+
+def _report(run: RunFolder, event: EpochDone, saved_epoch: int | None) -> None:
+    """Tell Tune about a validated epoch; its checkpoint stays where it is."""
+    if "miou" in event.metrics:
+        ray.tune.report(dict(event.metrics))
