@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.fs
 import pytest
 from PIL import Image
 
@@ -75,3 +76,32 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.pop("SCRIBBLESEG_CACHE")
     if before is not None:
         os.environ["SCRIBBLESEG_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """A bucket of an S3 server in this process; the address is the bucket's URI."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    patch.setenv("AWS_ACCESS_KEY_ID", "test")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    creator, bucket = pyarrow.fs.FileSystem.from_uri("s3://bucket?allow_bucket_creation=true")
+    creator.create_dir(bucket)
+    yield "s3://bucket"
+    patch.undo()
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty storage of each kind."""
+    if request.param == "local":
+        return str(tmp_path / "storage")
+    return f"{request.getfixturevalue('object_store')}/{tmp_path.name}"

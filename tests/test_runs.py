@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,35 +64,6 @@ def listing(run: RunFolder) -> list[str]:
         for info in run.filesystem.get_file_info(selector)
         if info.type == FileType.File
     )
-
-
-@pytest.fixture(scope="session")
-def object_store() -> Iterator[str]:
-    """A bucket of an S3 server in this process; the address is the bucket's URI."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    creator, bucket = pyarrow.fs.FileSystem.from_uri("s3://bucket?allow_bucket_creation=true")
-    creator.create_dir(bucket)
-    yield "s3://bucket"
-    patch.undo()
-    server.stop()
-
-
-@pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty storage of each kind."""
-    if request.param == "local":
-        return str(tmp_path / "storage")
-    return f"{request.getfixturevalue('object_store')}/{tmp_path.name}"
 
 
 @pytest.fixture

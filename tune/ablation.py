@@ -40,9 +40,8 @@ from scribbleseg.config import (
 from scribbleseg.datasets.pictures import list_images
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
-from scribbleseg.evaluate import METRIC_NAMES, Row, evaluate
+from scribbleseg.evaluate import METRIC_NAMES, Row
 from scribbleseg.models import encoder_settings
-from scribbleseg.predict import load
 from scribbleseg.report import curves, tables
 from scribbleseg.report.tables import Table
 from scribbleseg.runs import RunFolder
@@ -53,11 +52,19 @@ from train.launch import (
     absolute,
     git_commit,
     plan_resources,
-    start_ray,
     this_machine,
 )
 from train.recipes import PRETRAIN_RECIPES, RECIPES
-from tune.comparison import TITLES, Cell, figures, percent, to_csv, to_markdown, to_tables
+from tune.comparison import (
+    TITLES,
+    Cell,
+    figures,
+    percent,
+    score_all,
+    to_csv,
+    to_markdown,
+    to_tables,
+)
 
 PROG = "python -m tune.ablation"
 PLAN = "ablation.json"
@@ -281,7 +288,8 @@ def train_all(runs: Sequence[Run], place: str, recipe: str, launch: LaunchConfig
 def write_results(runs: Sequence[Run], folder: RunFolder, place: str, job: AblationJob) -> None:
     """Score the last checkpoint of every fine-tuning run; write tables and page."""
     finetuning = [(run.cell, run) for run in runs if isinstance(run.config, FinetuneConfig)]
-    scored = score_all([f"{place}/{run.name}" for _, run in finetuning], job)
+    uris = [f"{place}/{run.name}" for _, run in finetuning]
+    scored = score_all(uris, job.finetune, job.launch)
     scores: dict[Cell, list[list[Row]]] = {}
     histories: dict[Cell, list[list[dict[str, Any]]]] = {}
     for (cell, run), rows in zip(finetuning, scored, strict=True):
@@ -299,26 +307,6 @@ def write_results(runs: Sequence[Run], folder: RunFolder, place: str, job: Ablat
     folder.write_file("tables.csv", to_csv(found).encode())
     folder.write_file("tables.md", to_markdown(results).encode())
     folder.write_file("report.html", to_page(results, charts).encode())
-
-
-def score_all(uris: Sequence[str], job: AblationJob) -> list[list[Row]]:
-    """Score the last checkpoints of finished runs, on a cluster where the data are."""
-    if job.launch.is_local:
-        return [score(uri, job.finetune) for uri in uris]
-    import ray
-
-    start_ray(job.launch)
-    task: Any = ray.remote(score)
-    return ray.get([task.remote(uri, job.finetune) for uri in uris])
-
-
-def score(uri: str, config: FinetuneConfig) -> list[Row]:
-    """Score the last checkpoint of a finished run on the images that it was validated on."""
-    epoch, data = RunFolder.open(uri).last(), config.data
-    split = data.split if data.fold is not None else data.val_split
-    assert epoch is not None and split is not None, f"{uri} is not finished, or never validated"
-    predictor = load(f"{uri}/checkpoint_{epoch:04d}")
-    return evaluate(predictor, data.root, split, None, fold=data.fold).rows
 
 
 def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

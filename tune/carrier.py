@@ -1,12 +1,11 @@
 """From a planned sweep to Ray Tune: trials are started, followed, written down and chosen from."""
 
-import itertools
 import logging
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -61,77 +60,87 @@ def search(
         raise KeyboardInterrupt
 
 
-def asha(epochs: int, grace: int | None) -> TrialScheduler:
-    """Return the scheduler that stops trials early.
+def stop_early(epochs: int, grace: int | None) -> TrialScheduler:
+    """Return ASHA (arXiv 1810.05934), which stops trials that lag behind at the same epoch.
 
     Args:
         epochs: Length of a trial.
         grace: Epochs before one can be stopped; None: a ninth of them.
     """
-    # Time is counted in epochs: Tune's own count starts again when a trial does.
+    grace = grace or max(1, epochs // ASHA_FACTOR**2)
+    if grace >= epochs:
+        return stop_none()
+    # Time is counted in epochs: Tune's own count starts again when a trial does. The last epoch is
+    # no rung, so that a trial ends by itself, with its last checkpoint written.
     return ASHAScheduler(
         time_attr="epoch",
         metric="miou",
         mode="max",
-        # Never reached, so that a trial ends by itself, with its last checkpoint written.
-        max_t=epochs + 1,
-        grace_period=min(epochs, grace or max(1, epochs // ASHA_FACTOR**2)),
+        max_t=cast(int, epochs - 0.5),
+        stop_last_trials=False,
+        grace_period=grace,
         reduction_factor=ASHA_FACTOR,
     )
 
 
-def no_stopping() -> TrialScheduler:
-    """Return the scheduler that stops nothing."""
+def stop_none() -> TrialScheduler:
+    """Return the scheduler that lets every trial come to its end."""
     return FIFOScheduler()
 
 
 def confirm(
-    plan: Plan, sweep: RunFolder, ranked: Sequence[Trial], num_seeds: int, concurrent: int
+    plan: Plan, sweep: RunFolder, chosen: Sequence[Trial], num_seeds: int, concurrent: int
 ) -> list[dict[str, Any]]:
     """Train trials again over other seeds, and make the winner the best of the sweep.
 
     Args:
         plan: What all runs have in common.
         sweep: The sweep's folder.
-        ranked: The trials, best first.
+        chosen: The trials.
         num_seeds: Runs of each.
         concurrent: Runs at once.
 
     Returns:
-        Of each trial: "trial", "scores" of its runs, their "mean" and "deviation" (None of one),
-        best mean first.
+        Of each trial: "trial", "runs", the "scores" of these, their "mean" and "deviation" (None of
+        one), best mean first.
+
+    Raises:
+        RuntimeError: a run failed.
     """
     first = int(plan.base["train"]["seed"]) + 1
-    seeds = range(first, first + num_seeds)
-    repeats = [[replace(trial, seed=seed) for seed in seeds] for trial in ranked]
-    for repeat in itertools.chain(*repeats):
+    repeats = [replace(trial, seed=first + n) for trial in chosen for n in range(num_seeds)]
+    for repeat in repeats:
         if read_trial(sweep, repeat.name) is None:
             write_trial(sweep, replace(repeat, state="running"))
+    names = [repeat.name for repeat in repeats]
     config = ray.tune.TuneConfig(
         max_concurrent_trials=concurrent,
         reuse_actors=plan.launch.num_workers == 1,
         trial_dirname_creator=_run_name,
     )
-    names = [repeat.name for repeat in itertools.chain(*repeats)]
     _fit(plan, config, {"run": ray.tune.grid_search(names)}, Follower(len(names)))
+    missing = [name for name in names if not sweep.child(name).finished()]
+    if missing:
+        raise RuntimeError(f"{', '.join(missing)}: not confirmed; give the same command again")
     found: list[dict[str, Any]] = []
-    for trial, again in zip(ranked, repeats, strict=True):
-        runs = [sweep.child(repeat.name) for repeat in again]
-        if not all(run.finished() for run in runs):
-            raise RuntimeError(f"{trial.name} was not confirmed; give the command again")
-        scores = [smoothed(run.read_metrics()) or 0.0 for run in runs]
-        deviation = statistics.stdev(scores) if num_seeds > 1 else None
-        mean = statistics.fmean(scores)
+    for trial in chosen:
+        runs = [repeat.name for repeat in repeats if repeat.number == trial.number]
+        scores = [smoothed(sweep.child(name).read_metrics()) or 0.0 for name in runs]
         found.append(
-            {"trial": trial.number, "scores": scores, "mean": mean, "deviation": deviation}
+            {
+                "trial": trial.number,
+                "runs": runs,
+                "scores": scores,
+                "mean": statistics.fmean(scores),
+                "deviation": statistics.stdev(scores) if num_seeds > 1 else None,
+            }
         )
-    winner = max(range(len(found)), key=lambda place: found[place]["mean"])
-    facts = found[winner]
-    best = max(range(num_seeds), key=lambda place: facts["scores"][place])
-    facts = facts | {"score": facts["scores"][best]}
-    del facts["scores"]
-    write_best(sweep, sweep.child(repeats[winner][best].name), facts)
-    return sorted(found, key=lambda each: -each["mean"])
+    found.sort(key=lambda each: -each["mean"])
+    winner = found[0]
+    score, run = max(zip(winner["scores"], winner["runs"], strict=True))
+    facts = {key: winner[key] for key in ("trial", "mean", "deviation")}
+    write_best(sweep, sweep.child(run), facts | {"score": score})
+    return found
 
 
 def _fit(

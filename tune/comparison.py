@@ -1,17 +1,21 @@
-"""Scores of runs -> the ablation's tables: means over seeds, and paired differences over images."""
+"""Runs -> scores -> tables: means over seeds, and paired differences over images."""
 
 import csv
 import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from scribbleseg.evaluate import BOOTSTRAP_SEED, METRIC_NAMES, Row
+from scribbleseg.config import FinetuneConfig
+from scribbleseg.evaluate import BOOTSTRAP_SEED, METRIC_NAMES, Row, evaluate
 from scribbleseg.metrics import bootstrap_interval
+from scribbleseg.predict import load
 from scribbleseg.report.tables import Table
+from scribbleseg.runs import RunFolder
+from train.launch import LaunchConfig, start_ray
 
 METRICS = ("object_iou", "background_iou", "miou")
 TITLES = {"scratch": "from scratch", "DINO": "DINO", "difference": "DINO − scratch"}
@@ -67,11 +71,54 @@ def figures(scores: Mapping[Cell, Sequence[Sequence[Row]]]) -> list[Figure]:
     for cell, metric in itertools.product(scores, METRICS):
         if cell.start == "DINO":
             ours, theirs = scores[cell], scores[cell._replace(start="scratch")]
-            gains = _grid(ours, metric).mean(axis=0) - _grid(theirs, metric).mean(axis=0)
-            ends = bootstrap_interval(gains.tolist(), np.random.default_rng(BOOTSTRAP_SEED))
+            mean, *ends = paired_difference(ours, theirs, metric)
             difference = cell._replace(start="difference")
-            found.append(Figure(*difference, metric, float(gains.mean()), None, *ends))
+            found.append(Figure(*difference, metric, mean, None, *ends))
     return sorted(found, key=lambda figure: list(TITLES).index(figure.table))
+
+
+def paired_difference(
+    ours: Sequence[Sequence[Row]], theirs: Sequence[Sequence[Row]], metric: str
+) -> tuple[float, float, float]:
+    """Return how much better ours are, image by image, with a 95 % bootstrap interval over images.
+
+    Args:
+        ours: Every image's scores, of each seed; an image's are averaged over the seeds first.
+        theirs: The same images' scores.
+        metric: Which score.
+
+    Returns:
+        The mean difference, and the interval's lower and upper end.
+    """
+    gains = _grid(ours, metric).mean(axis=0) - _grid(theirs, metric).mean(axis=0)
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    return float(gains.mean()), *bootstrap_interval(gains.tolist(), generator)
+
+
+def score_all(uris: Sequence[str], config: FinetuneConfig, launch: LaunchConfig) -> list[list[Row]]:
+    """Score the last checkpoints of finished runs, on a cluster where the data are.
+
+    Args:
+        uris: The runs.
+        config: Says on which images, those that the runs were validated on.
+        launch: Whether there is a cluster.
+    """
+    if launch.is_local:
+        return [score(uri, config) for uri in uris]
+    import ray
+
+    start_ray(launch)
+    task: Any = ray.remote(score)
+    return ray.get([task.remote(uri, config) for uri in uris])
+
+
+def score(uri: str, config: FinetuneConfig) -> list[Row]:
+    """Score the last checkpoint of a finished run on the images that it was validated on."""
+    epoch, data = RunFolder.open(uri).last(), config.data
+    split = data.split if data.fold is not None else data.val_split
+    assert epoch is not None and split is not None, f"{uri} is not finished, or never validated"
+    predictor = load(f"{uri}/checkpoint_{epoch:04d}")
+    return evaluate(predictor, data.root, split, None, fold=data.fold).rows
 
 
 def _grid(seeds: Sequence[Sequence[Row]], metric: str) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 - Every trial is a fine-tuning run with a run folder under STORAGE/NAME; see `scribbleseg.sweeps`
   for the sweep's own files. Status, pull and report need these alone.
-- Optuna's multivariate TPE draws; ASHA (arXiv 1810.05934) stops trials that lag behind the others
+- Optuna's multivariate TPE draws; ASHA stops trials that lag behind the others
   at the same epoch. The first trial has the recipe's own settings.
 - A trial is chosen by the mean of three consecutive validations, not by its luckiest one; --confirm
-  trains the best again over seeds that the search did not see, and the winner is by mean.
+  trains the best again over seeds that the search did not see, and the recipe's own settings with
+  them; the winner is by mean, and its gain is given with an interval.
 - Only the validation samples are looked at; a test split has no part in a sweep.
 - The same command goes on where the sweep was stopped, whatever was killed.
 """
@@ -31,6 +32,7 @@ from scribbleseg.config import (
 )
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
+from scribbleseg.evaluate import Row
 from scribbleseg.loops.batches import open_data
 from scribbleseg.report import tables
 from scribbleseg.runs import RunFolder
@@ -48,12 +50,14 @@ from train.launch import (
     this_machine,
 )
 from train.recipes import RECIPES
+from tune.comparison import paired_difference, score_all
 from tune.spaces import (
     SETTINGS,
     SPACES,
     Pretrained,
     Space,
     check_space,
+    defaults,
     read_pretrained,
     read_space,
     to_tree,
@@ -90,7 +94,9 @@ class SweepJob:
     search: Literal["tpe", "random"] = "tpe"
     """tpe: learns from the trials before; random: does not."""
     stopping: Literal["asha", "none"] = "asha"
-    """asha: trials that lag behind are stopped early; none: all are trained to their end."""
+    """asha: trials that lag behind are stopped early (arXiv 1810.05934); none: all are trained to
+    their end.
+    """
     grace: int | None = None
     """Epochs before a trial can be stopped (1 or more); None: a ninth of train.epochs."""
     seed: int = 0
@@ -318,7 +324,7 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
         f"{resources.gpus} GPU"
     )
     # Imported here because they bring Ray Tune, which `--help` does without.
-    from tune.carrier import Ledger, asha, confirm, no_stopping, search
+    from tune.carrier import Ledger, confirm, search, stop_early, stop_none
     from tune.study import Study, make_search
     from tune.trial import Plan
 
@@ -341,17 +347,41 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
             sweep.space, job.config, sweep.pretrained, known, kind=job.search, seed=job.seed
         )
         epochs = job.config.train.epochs
-        scheduler = asha(epochs, job.grace) if job.stopping == "asha" else no_stopping()
+        scheduler = stop_early(epochs, job.grace) if job.stopping == "asha" else stop_none()
         study = Study(drawn, sweep.folder, known)
         search(plan, study, ledger, scheduler, job.num_trials, concurrent)
     confirmed: list[dict[str, Any]] = []
     num_confirmed, num_seeds = job.repeats
-    ranked = rank(ledger.ended())[:num_confirmed]
-    if ranked:
-        confirmed = confirm(plan, sweep.folder, ranked, num_seeds, concurrent)
+    chosen = rank(ledger.ended())[:num_confirmed]
+    if chosen:
+        # The recipe's own settings are what the others have to beat.
+        own = [
+            trial for trial in ledger.ended() if trial.params == defaults(sweep.space, job.config)
+        ]
+        chosen += [trial for trial in own[:1] if trial not in chosen]
+        confirmed = confirm(plan, sweep.folder, chosen, num_seeds, concurrent)
+        if own:
+            confirmed = compare(sweep, confirmed, own[0].number)
     record |= {"wall_time": time.monotonic() - began, "finished": True, "confirmed": confirmed}
     sweep.folder.write_json(SWEEP, record)
     conclude(sweep, confirmed)
+
+
+def compare(sweep: Sweep, confirmed: Sequence[dict[str, Any]], own: int) -> list[dict[str, Any]]:
+    """Add to each confirmed trial its "gain" over the recipe's own settings: mean, low, high.
+
+    The last checkpoints are scored: no epoch of theirs was chosen by these images.
+    """
+    rows: dict[int, list[list[Row]]] = {}
+    for each in confirmed:
+        uris = [f"{sweep.place}/{name}" for name in each["runs"]]
+        rows[each["trial"]] = score_all(uris, sweep.job.config, sweep.job.launch)
+    return [
+        each
+        if each["trial"] == own
+        else each | {"gain": paired_difference(rows[each["trial"]], rows[own], "miou")}
+        for each in confirmed
+    ]
 
 
 def estimate(sweep: Sweep, known: Sequence[Trial], resources: Resources, concurrent: int) -> None:
@@ -402,6 +432,8 @@ def conclude(sweep: Sweep, confirmed: Sequence[dict[str, Any]]) -> None:
         say(
             f"trial {each['trial']} over {len(each['scores'])} seeds: mIoU {each['mean']:.4f}"
             + ("" if each["deviation"] is None else f" ± {each['deviation']:.4f}")
+            + ("" if "gain" not in each else ", {:+.4f} ({:+.4f} to {:+.4f})".format(*each["gain"]))
+            + ("" if "gain" not in each else " against the recipe's own, image by image")
         )
     say(f"best: {best['run']}, mIoU {best['value']:.4f} at epoch {best['epoch']}")
     say(f"done: {sweep.place}")

@@ -19,10 +19,9 @@ from tune.ablation import (
     main,
     mean_history,
     plan,
-    score,
     settle,
 )
-from tune.comparison import METRICS, Cell, figures, to_csv, to_tables
+from tune.comparison import METRICS, Cell, figures, score, to_csv, to_tables
 
 TINY = [
     "--finetune.data.long-side=64", "--finetune.data.crop-size=64", "--finetune.model.width=8",

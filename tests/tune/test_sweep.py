@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from ray.tune.schedulers import TrialScheduler
 
 from scribbleseg.checkpoint import verify
 from scribbleseg.cli import exit_status, run_line
@@ -21,6 +23,7 @@ from scribbleseg.sweeps import Trial, read_trials, smoothed
 from tests.train.test_finetune import wait_for
 from train.launch import LaunchConfig, Resources
 from train.recipes import RECIPES
+from tune.carrier import stop_early, stop_none
 from tune.spaces import SPACES
 from tune.study import Study, make_search
 from tune.sweep import SweepJob, main, plan_hardware
@@ -106,6 +109,30 @@ def test_a_trial_that_can_never_be_placed_is_an_error_with_numbers():
     assert plan_hardware(job, [(4, 0)], can_grow=True)[1] == 1
 
 
+def stopped_at(scheduler, curves):
+    """Feed curves to a scheduler one by one; return the epochs at which it stopped them."""
+    ends = []
+    for number, curve in enumerate(curves):
+        trial = SimpleNamespace(trial_id=str(number))
+        scheduler.on_trial_add(None, trial)
+        for epoch, miou in enumerate(curve, start=1):
+            row = {"epoch": epoch, "miou": miou}
+            if scheduler.on_trial_result(None, trial, row) == TrialScheduler.STOP:
+                break
+        ends.append(epoch)
+    return ends
+
+
+def test_trials_that_lag_behind_are_stopped_and_none_at_its_last_epoch():
+    good, bad = [0.5] * 9, [0.1] * 9
+    assert stopped_at(stop_early(9, None), [good, bad, good, bad]) == [9, 1, 9, 1]
+    assert stopped_at(stop_early(9, 3), [good, bad]) == [9, 3]
+    # Behind from the sixth epoch on: after the last rung, which is 3, a trial comes to its end.
+    assert stopped_at(stop_early(9, None), [good, [0.5] * 5 + [0.1] * 4]) == [9, 9]
+    assert stopped_at(stop_early(1, None), [[0.5], [0.1]]) == [1, 1]
+    assert stopped_at(stop_none(), [good, bad]) == [9, 9]
+
+
 def make_study(sweep, known=(), kind="tpe"):
     search = make_search(SPACES["core"], BASE, [], known, kind=kind, seed=0)
     return Study(search, sweep, known)
@@ -188,11 +215,14 @@ def test_a_sweep_from_command_line_to_the_best_checkpoint(tiny_data, tmp_path, c
         assert config["optim"]["learning_rate"] == trial.params["optim.learning_rate"]
     record = folder.read_json("sweep.json") or {}
     assert record["finished"] is True and record["space"].keys() == SPACES["smoke"].keys()
-    [confirmed] = record["confirmed"]
-    winner = max(trials, key=lambda trial: trial.score)
-    assert confirmed["trial"] == winner.number and len(confirmed["scores"]) == 2
-    best = folder.best() or {}
-    assert best["run"].startswith(f"confirm_{winner.number:04d}_s")
+    # The best of the search, and the recipe's own settings.
+    highest = max(trials, key=lambda trial: trial.score)
+    assert {each["trial"] for each in record["confirmed"]} == {0, highest.number}
+    for each in record["confirmed"]:
+        assert each["runs"] == [f"confirm_{each['trial']:04d}_s{seed}" for seed in (1, 2)]
+        assert ("gain" in each) == (each["trial"] != 0)
+    winner, best = record["confirmed"][0], folder.best() or {}
+    assert best["trial"] == winner["trial"] and best["run"] in winner["runs"]
 
     run_line(["pull", folder.path, "--out", str(tmp_path / "best")])
     said = capsys.readouterr().out

@@ -1,0 +1,69 @@
+"""What a sweep adds to a trial: the time between trials, reports and checkpoints.
+
+Trials of one worker run one after the other in a real sweep; the time from one trial's end to the
+next one's, less the epochs that were trained and validated in between, is overhead. The first
+trial, whose process has to start and to import torch, is left out:
+
+    python -m benchmarks.sweep_overhead --root ../shared/data/scribble-voc
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from scribbleseg.config import parse_arguments
+from scribbleseg.runs import RunFolder
+from scribbleseg.sweeps import TRIAL, read_trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overhead:
+    """What is measured."""
+
+    root: str = "demo/data"
+    """Folder of the data."""
+    trials: int = 8
+    """Trials of the sweep (3 or more)."""
+    epochs: int = 3
+    """Epochs of each, all of them validated and saved."""
+
+
+def main() -> None:
+    """Measure and print."""
+    asked: Overhead = parse_arguments(
+        Overhead, sys.argv[1:], prog="python -m benchmarks.sweep_overhead"
+    )
+    with tempfile.TemporaryDirectory() as storage:
+        subprocess.run(
+            [
+                sys.executable, "-m", "tune.sweep", "core", f"--data.root={asked.root}",
+                f"--storage={storage}", "--name=s", f"--num-trials={asked.trials}",
+                f"--train.epochs={asked.epochs}", "--train.validate-every=1", "--max-concurrent=1",
+                "--stopping=none", "--data.long-side=96", "--data.crop-size=96",
+            ],
+            check=True,
+        )  # fmt: skip
+        folder = Path(storage) / "s"
+        sweep = RunFolder.open(str(folder))
+        ends: list[float] = []
+        trained: list[float] = []
+        for trial in read_trials(sweep):
+            ends.append((folder / trial.name / TRIAL).stat().st_mtime)
+            rows = sweep.child(trial.name).read_metrics()
+            trained.append(sum(row["seconds"] for row in rows))
+    spent = [
+        end - before - seconds
+        for before, end, seconds in zip(ends, ends[1:], trained[1:], strict=False)
+    ]
+    sys.stdout.write(
+        f"\n{len(spent)} trials after the first, {asked.epochs} epochs each: overhead of a trial "
+        f"{statistics.median(spent):.2f} s (median), {min(spent):.2f} to {max(spent):.2f} s; "
+        f"training and validating {statistics.median(trained):.2f} s\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

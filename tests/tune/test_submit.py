@@ -1,0 +1,91 @@
+"""The road of the README: submit a sweep to a cluster, watch it, pull its best, evaluate it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scribbleseg.checkpoint import verify
+from scribbleseg.cli import run_line
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def head(storage, tmp_path) -> Iterator[str]:
+    """The address of a head node's job server; the node knows the storage's credentials."""
+    dashboard = free_port()
+    environment = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }  # fmt: skip
+    node = subprocess.Popen(
+        [
+            BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
+            "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}",
+        ],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/api/jobs/", timeout=5):
+                break
+        except OSError:
+            assert node.poll() is None and time.monotonic() < deadline, "the head did not start"
+            time.sleep(1)
+    yield address
+    node.terminate()
+    node.wait(timeout=60)
+
+
+def test_submit_status_pull_evaluate(head, storage, tiny_data, tmp_path, capsys):
+    submitted = subprocess.run(
+        [
+            BIN / "ray", "job", "submit", "--address", head, "--working-dir", ".",
+            "--runtime-env-json", '{"excludes": [".git"]}', "--",
+            "python", "-m", "tune.sweep", "smoke", f"--data.root={tiny_data}",
+            "--train.batch-size=4", "--num-trials=4", f"--storage={storage}", "--name=s",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )  # fmt: skip
+    said = submitted.stdout + submitted.stderr
+    assert submitted.returncode == 0, said
+    assert "succeeded" in said and "[4/4] trial_000" in said
+
+    place = f"{storage}/s"
+    run_line(["status", place])
+    shown = capsys.readouterr().out
+    assert "s: finished, 4 trials" in shown and "best: trial_000" in shown
+    run_line(["pull", place, "--out", str(tmp_path / "best")])
+    pulled = capsys.readouterr().out
+    assert "95 % interval over images" in pulled and verify(tmp_path / "best") == []
+    command = pulled.strip().splitlines()[-1].removeprefix("evaluate it: scribbleseg ")
+    run_line(command.split())
+    assert "mIoU" in capsys.readouterr().out
+    run_line(["report", place, "--out", str(tmp_path / "page.html")])
+    assert "<svg" in (tmp_path / "page.html").read_text()
