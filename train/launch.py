@@ -120,8 +120,11 @@ def start_ray(launch: LaunchConfig) -> None:
         return
     for name, value in (CLUSTER | (ALONE if launch.is_local else {})).items():
         os.environ.setdefault(name, value)
+    # Left to itself, Ray would join whatever cluster was last started on this machine, and wait for
+    # minutes for one that is long gone.
+    address = "local" if launch.is_local else launch.address
     try:
-        ray.init(address=launch.address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise InputError(
             f"launch.address is {launch.address!r} (RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}): "
