@@ -281,17 +281,17 @@ def status(uri: str) -> SweepStatus:
         num_trials=num_trials,
         trials=trials,
         best=sweep.best(),
-        seconds_left=seconds_left(trials, num_trials, int(record.get("concurrent", 1))),
+        seconds_left=seconds_left(trials, num_trials),
     )
 
 
-def seconds_left(trials: Sequence[Trial], num_trials: int, concurrent: int) -> float | None:
+def seconds_left(trials: Sequence[Trial], num_trials: int, *, places_left: int = 0) -> float | None:
     """Return the time to the end of a sweep at the pace of its trials that have ended.
 
     Args:
-        trials: Those that were begun.
+        trials: Those that were begun; those in progress say how many are trained at once.
         num_trials: How many there will be.
-        concurrent: How many are trained at once.
+        places_left: How many more could be trained at once.
     """
     spent = [trial.seconds for trial in trials if trial.state in ("finished", "stopped")]
     if not spent:
@@ -300,4 +300,4 @@ def seconds_left(trials: Sequence[Trial], num_trials: int, concurrent: int) -> f
     running = [trial.seconds for trial in trials if not trial.ended]
     mean = statistics.fmean(spent)
     left = unbegun * mean + sum(max(0.0, mean - seconds) for seconds in running)
-    return left / max(1, concurrent)
+    return left / max(1, len(running) + places_left)

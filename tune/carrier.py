@@ -211,11 +211,10 @@ class Follower(ray.tune.Callback):
 class Ledger(ray.tune.Callback):
     """Writes down how every trial ends, as it ends: trial.json, trials.csv, best.json."""
 
-    def __init__(self, sweep: RunFolder, known: Iterable[Trial], num_trials: int, concurrent: int):
+    def __init__(self, sweep: RunFolder, known: Iterable[Trial], num_trials: int):
         self.sweep = sweep
         self.trials = {trial.number: trial for trial in known}
         self.num_trials = num_trials
-        self.concurrent = concurrent
         self.bar: Any = tqdm(
             total=num_trials,
             initial=len(self.ended()),
@@ -267,7 +266,8 @@ class Ledger(ray.tune.Callback):
 
     def _say(self, trial: Trial, best: Trial | None) -> None:
         ended = self.ended()
-        left = seconds_left(list(self.trials.values()), self.num_trials, self.concurrent)
+        # The place of the one that ended will be taken.
+        left = seconds_left(list(self.trials.values()), self.num_trials, places_left=1)
         score = "" if trial.score is None else f", mIoU {trial.score:.3f}"
         tqdm.write(
             f"[{len(ended)}/{self.num_trials}] {trial.name} {trial.state} after {trial.epochs} "

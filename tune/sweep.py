@@ -12,58 +12,31 @@
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
-
-import tyro
+from dataclasses import replace
+from typing import Any
 
 from scribbleseg.cli import evaluate_command, exit_status, say
-from scribbleseg.config import (
-    FinetuneConfig,
-    config_hash,
-    override,
-    parse_arguments,
-    require,
-    to_dict,
-)
-from scribbleseg.datasets.scenes import list_scenes
+from scribbleseg.config import FinetuneConfig, to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import Row
 from scribbleseg.loops.batches import open_data
 from scribbleseg.report import tables
-from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import SWEEP, Trial, rank, read_trials
-from train.command import base_config
 from train.estimate import time_steps
 from train.launch import (
-    LaunchConfig,
     Resources,
-    absolute,
     git_commit,
     living_nodes,
     num_places,
     start_ray,
     this_machine,
 )
-from train.recipes import RECIPES
 from tune.comparison import paired_difference, score_all
-from tune.spaces import (
-    SETTINGS,
-    SPACES,
-    Pretrained,
-    Space,
-    check_space,
-    defaults,
-    read_pretrained,
-    read_space,
-    to_tree,
-)
-
-PROG = "python -m tune.sweep"
+from tune.request import PROG, Sweep, plan_hardware, prepare
+from tune.spaces import SPACES, defaults
 
 # Environment variables that Ray Tune reads; the user's own are never overwritten.
 TUNE = {
@@ -73,89 +46,6 @@ TUNE = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepJob:
-    """What is searched, and where."""
-
-    config: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = field(
-        default_factory=FinetuneConfig
-    )
-    launch: LaunchConfig = field(default_factory=lambda: LaunchConfig(max_failures=1))
-    """Hardware of one trial, and storage; a trial that was lost is tried again max_failures times.
-    """
-    recipe: str = "cpu"
-    """Recipe, or YAML file of settings, that the searched settings are put over."""
-    num_trials: int = 24
-    """Trials altogether, those of earlier starts included (1 or more)."""
-    max_concurrent: int | None = None
-    """Trials at once (1 or more); None: as many as the cluster has room for."""
-    search: Literal["tpe", "random"] = "tpe"
-    """tpe: learns from the trials before; random: does not."""
-    stopping: Literal["asha", "none"] = "asha"
-    """asha: trials that lag behind are stopped early (arXiv 1810.05934); none: all are trained to
-    their end.
-    """
-    grace: int | None = None
-    """Epochs before a trial can be stopped (1 or more); None: a ninth of train.epochs."""
-    seed: int = 0
-    """Seed of the search; that of the trials is train.seed."""
-    pretrained: tuple[str, ...] = ()
-    """Pretraining runs that a trial may start from, where its network fits one."""
-    confirm: str | None = None
-    """KxS: the K best are trained again with S other seeds each, and the winner is by mean."""
-    name: str | None = None
-    """Name of the sweep's folder; None: the space and a hash of the settings. The same command goes
-    on.
-    """
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        require(self.num_trials >= 1, "num_trials", self.num_trials, "1 or more")
-        for key in ("max_concurrent", "grace"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, key, value, "1 or more, or None")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
-        require(
-            self.confirm is None or re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.confirm) is not None,
-            "confirm",
-            self.confirm,
-            "KxS, such as 3x3: the 3 best, over 3 seeds each",
-        )
-
-    @property
-    def repeats(self) -> tuple[int, int]:
-        """How many trials are confirmed, over how many seeds each."""
-        top, seeds = (self.confirm or "0x0").split("x")
-        return int(top), int(seeds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """A sweep that can begin: everything about it is checked."""
-
-    job: SweepJob
-    space: Space
-    pretrained: tuple[Pretrained, ...]
-    folder: RunFolder
-    place: str
-    """The folder, as people write it."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What may not differ between two starts of one sweep."""
-        job = self.job
-        return {
-            "space": to_tree(self.space),
-            "recipe": job.recipe,
-            "settings": to_dict(job.config),
-            "search": job.search,
-            "stopping": job.stopping,
-            "grace": job.grace,
-            "seed": job.seed,
-            "pretrained": list(job.pretrained),
-        }
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -198,95 +88,6 @@ def help_text() -> str:
     )
 
 
-def prepare(arguments: Sequence[str]) -> Sweep:
-    """Read a command line, and check all that can be checked without Ray.
-
-    Raises:
-        InputError: something about it cannot be used.
-    """
-    name, options = arguments[0], list(arguments[1:])
-    space = read_space(name)
-    title = name if name in SPACES else os.path.splitext(os.path.basename(name))[0]
-    recipe, base = base_config(
-        _option(options, "--recipe", "demo" if name == "smoke" else "cpu"),
-        RECIPES,
-        FinetuneConfig(),
-    )
-    # A trial has one core as a rule: a loader of its own would only compete for it. Only the best
-    # checkpoint of a trial is ever asked for, and the last to go on from.
-    base = override(base, {"data.num_workers": 0, "train.keep": 1} | SETTINGS.get(name, {}))
-    job: SweepJob = parse_arguments(
-        SweepJob, options, default=SweepJob(config=base, recipe=recipe), prog=f"{PROG} {name}"
-    )
-    data = job.config.data
-    if not data.root:
-        raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
-    if data.fold is None and data.val_split is None:
-        raise InputError("data.fold and data.val_split are None; expected samples to validate on")
-    if job.config.init_from is not None:
-        raise InputError("init_from is set; expected --pretrained RUN, from which trials may start")
-    config = replace(job.config, data=replace(data, root=absolute(data.root)))
-    check_space(space, config)
-    pretrained = tuple(map(absolute, job.pretrained))
-    job = replace(job, config=config, recipe=recipe, pretrained=pretrained)
-    storage = absolute(job.launch.storage)
-    sweep = Sweep(
-        job=job,
-        space=space,
-        pretrained=tuple(map(read_pretrained, pretrained)),
-        folder=RunFolder.at(storage, "none"),
-        place="",
-    )
-    title = job.name or f"sweep-{title}-{config_hash(sweep.identity)}"
-    folder = RunFolder.at(storage, title)
-    if job.launch.is_local:
-        # On a cluster the data are where the workers are, and are checked there.
-        list_scenes(config.data.root, data.split, need_masks=False)
-    return replace(sweep, folder=folder, place=f"{storage}/{title}")
-
-
-def _option(options: Sequence[str], name: str, default: str) -> str:
-    """Return the value of an option that decides the defaults of all others."""
-    for number, word in enumerate(options):
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-        if word == name and number + 1 < len(options):
-            return options[number + 1]
-    return default
-
-
-def plan_hardware(
-    job: SweepJob, nodes: Sequence[tuple[int, int]], *, can_grow: bool
-) -> tuple[Resources, int]:
-    """Return what each worker of a trial gets, and how many trials run at once.
-
-    Args:
-        job: Wishes.
-        nodes: (CPUs, GPUs) of each living node.
-        can_grow: Whether an autoscaler may add nodes, so that too little now is no error.
-
-    Raises:
-        InputError: a trial can never be placed; the message has the numbers.
-    """
-    launch = job.launch
-    gpus = launch.gpus_per_worker
-    if gpus is None:
-        gpus = int(any(node_gpus > 0 for _, node_gpus in nodes))
-    shares = [cpus * gpus // node_gpus for cpus, node_gpus in nodes if node_gpus >= gpus > 0]
-    # Several small trials on a core each get more done than one on all cores.
-    cpus = launch.cpus_per_worker or max(1, min(shares, default=1))
-    resources = Resources(cpus=cpus, gpus=gpus)
-    room = num_places(nodes, resources) // launch.num_workers
-    if room == 0 and not can_grow:
-        raise InputError(
-            f"a trial needs {launch.num_workers} worker(s) with {cpus} CPU and {gpus} GPU each; "
-            f"this cluster has {sum(c for c, _ in nodes)} CPUs and {sum(g for _, g in nodes)} GPUs "
-            f"on {len(nodes)} node(s); ask for less with --launch.num-workers or "
-            "--launch.cpus-per-worker"
-        )
-    return resources, min(job.num_trials, job.max_concurrent or max(1, room))
-
-
 def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
     """Search, confirm, and record the best."""
     job, launch = sweep.job, sweep.job.launch
@@ -297,7 +98,10 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
     for name, value in TUNE.items():
         os.environ.setdefault(name, value)
     start_ray(launch)
-    resources, concurrent = plan_hardware(job, living_nodes(), can_grow=not launch.is_local)
+    nodes = living_nodes()
+    resources, concurrent = plan_hardware(job, nodes, can_grow=not launch.is_local)
+    if num_places(nodes, resources) < launch.num_workers:
+        say("there is no room for a trial yet: waiting for the cluster to grow")
     if not launch.is_local:
         check_data(job.config, resources)
     record = {
@@ -319,8 +123,8 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
             f"{sweep.place}: cannot be written ({error}); choose another --storage"
         ) from None
     say(
-        f"{sweep.place}: {job.num_trials} trials, {len(known)} of them begun before; {concurrent} "
-        f"at once, {launch.num_workers} worker(s) each with {resources.cpus} CPU and "
+        f"{sweep.place}: {job.num_trials} trials, {len(known)} of them begun before; at most "
+        f"{concurrent} at once, {launch.num_workers} worker(s) each with {resources.cpus} CPU and "
         f"{resources.gpus} GPU"
     )
     # Imported here because they bring Ray Tune, which `--help` does without.
@@ -341,7 +145,7 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
         ),
         resources=resources,
     )
-    ledger = Ledger(sweep.folder, known, job.num_trials, concurrent)
+    ledger = Ledger(sweep.folder, known, job.num_trials)
     if len(ledger.ended()) < job.num_trials:
         drawn = make_search(
             sweep.space, job.config, sweep.pretrained, known, kind=job.search, seed=job.seed

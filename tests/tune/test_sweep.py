@@ -24,9 +24,10 @@ from tests.train.test_finetune import wait_for
 from train.launch import LaunchConfig, Resources
 from train.recipes import RECIPES
 from tune.carrier import stop_early, stop_none
+from tune.request import SweepJob, plan_hardware
 from tune.spaces import SPACES
 from tune.study import Study, make_search
-from tune.sweep import SweepJob, main, plan_hardware
+from tune.sweep import main
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = RECIPES["cpu"]()
@@ -106,7 +107,7 @@ def test_a_trial_that_can_never_be_placed_is_an_error_with_numbers():
     job = SweepJob(launch=LaunchConfig(num_workers=3, cpus_per_worker=2))
     with pytest.raises(InputError, match=r"3 worker\(s\) with 2 CPU and 0 GPU each; .* 4 CPUs"):
         plan_hardware(job, [(4, 0)], can_grow=False)
-    assert plan_hardware(job, [(4, 0)], can_grow=True)[1] == 1
+    assert plan_hardware(job, [(4, 0)], can_grow=True) == (Resources(cpus=2, gpus=0), 24)
 
 
 def stopped_at(scheduler, curves):
