@@ -135,8 +135,10 @@ def prepare(arguments: Sequence[str]) -> Sweep:
         raise InputError("init_from is set; expected --pretrained RUN, from which trials may start")
     config = replace(job.config, data=replace(data, root=absolute(data.root)))
     check_space(space, config)
-    pretrained = tuple(map(absolute, job.pretrained))
-    job = replace(job, config=config, recipe=recipe, pretrained=pretrained)
+    job = replace(
+        job, config=config, recipe=recipe, pretrained=tuple(map(absolute, job.pretrained))
+    )
+    pretrained = tuple(map(read_pretrained, job.pretrained))
     storage = absolute(job.launch.storage)
     identity = identify(job, space)
     title = job.name or f"sweep-{title}-{config_hash(identity)}"
@@ -146,7 +148,7 @@ def prepare(arguments: Sequence[str]) -> Sweep:
     return Sweep(
         job=job,
         space=space,
-        pretrained=tuple(map(read_pretrained, pretrained)),
+        pretrained=pretrained,
         identity=identity,
         folder=RunFolder.at(storage, title),
         place=f"{storage}/{title}",

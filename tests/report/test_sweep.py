@@ -354,19 +354,22 @@ def test_best_file_that_leads_elsewhere_is_not_followed(sweep, add, tmp_path: Pa
 def test_confirmed_trials_stand_in_a_table(sweep, add, tmp_path: Path):
     fill(add, 4)
     confirmed = [
-        {"trial": 2, "scores": [0.68, 0.70], "mean": 0.69, "deviation": 0.0141},
+        {
+            "trial": 2, "scores": [0.68, 0.70], "mean": 0.69, "deviation": 0.0141,
+            "gain": [0.03, -0.01, 0.0712],
+        },
         {"trial": 3, "scores": [0.66], "mean": 0.66, "deviation": None},
-    ]
+    ]  # fmt: skip
     params = read_trials(sweep)[2].params
     again = add(2, params, [0.6, 0.7], seed=1)
     conclude(sweep, best=2, confirmed=confirmed)
     write_best(sweep, sweep.child(again.name), {"score": 0.7, "trial": 2})
     page = page_of(sweep, tmp_path)
     assert page.table("Trial", "Score in the search") == [
-        ["2", "0.700", "0.680, 0.700", "0.690", "0.014"],
-        ["3", "0.658", "0.660", "0.660", "–"],
+        ["2", "0.700", "0.680, 0.700", "0.690", "0.014", "+0.030 (−0.010 to +0.071)"],
+        ["3", "0.658", "0.660", "0.660", "–", "–"],
     ]
-    assert ["2", "0.700", "0.680, 0.700", "0.690", "0.014"] in page.highlighted
+    assert page.table("Trial", "Score in the search")[0] in page.highlighted
     assert "0.690mIoU of trial 2, mean of 2 new seeds ± 0.014" in page.text.replace("\n", "")
     assert "The best: trial 2, as confirm_0002_s1" in page.text
 
