@@ -253,16 +253,26 @@ class Ledger(ray.tune.Callback):
             return
         trial = refresh(self.sweep, replace(trial, state=state, reason=reason))
         self.trials[trial.number] = trial
-        write_trial(self.sweep, trial)
-        self._write_table()
         best = choose(self.ended())
-        if best is not None:
-            facts = {"trial": best.number, "score": best.score}
-            write_best(self.sweep, self.sweep.child(best.name), facts)
+        try:
+            write_trial(self.sweep, trial)
+            if best is not None:
+                facts = {"trial": best.number, "score": best.score}
+                write_best(self.sweep, self.sweep.child(best.name), facts)
+        except OSError as error:
+            self._warn(error)
+        self._write_table()
         self._say(trial, best)
 
     def _write_table(self) -> None:
-        write_table(self.sweep, [self.trials[number] for number in sorted(self.trials)])
+        try:
+            write_table(self.sweep, [self.trials[number] for number in sorted(self.trials)])
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        # What is lost is known from the runs: the next trial's end, or the next start, mends it.
+        tqdm.write(f"warning: {self.sweep.path}: could not be written: {error}", file=sys.stderr)
 
     def _say(self, trial: Trial, best: Trial | None) -> None:
         ended = self.ended()
