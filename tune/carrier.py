@@ -5,6 +5,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import ray.tune
@@ -31,6 +32,7 @@ from tune.trial import FAILED, Plan, run_trial
 STATE = "tune"
 """Folder in the sweep's for what Tune writes for itself; it is read by nobody."""
 ASHA_FACTOR = 3
+REASON_LENGTH = 300
 
 
 def search(
@@ -291,7 +293,8 @@ class Ledger(ray.tune.Callback):
 
 
 def last_words(trial: Any) -> str:
-    """Return the last line of what Tune knows of a failed trial."""
-    error = trial.get_pickled_error() or trial.get_error() or "no reason is known"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """Return the last line that Tune wrote about a failed trial, on this machine."""
+    path = trial.error_file
+    text = Path(path).read_text() if path and Path(path).is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:REASON_LENGTH] if lines else "no reason is known"
