@@ -7,6 +7,8 @@ The facts of a cluster live here and nowhere in `scribbleseg`. Ray is imported w
 import logging
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from scribbleseg.config import config_hash, require, to_dict
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard, Watcher
+
+SECONDS_BETWEEN_LOOKS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class LaunchConfig:
     """Folder or URI (s3://, gs://) under which the run's folder is written."""
     address: str | None = None
     """Address of a running Ray cluster; None: $RAY_ADDRESS, else Ray is started on this machine."""
+    wait_minutes: float = 15.0
+    """Minutes to wait for a cluster to grow until it has room (0 or more)."""
     max_failures: int = 3
     """How often lost workers are restarted from the last checkpoint before the job fails."""
 
@@ -56,7 +62,8 @@ class LaunchConfig:
             self.cpus_per_worker,
             "1 or more",
         )
-        require(self.max_failures >= 0, "launch.max_failures", self.max_failures, "0 or more")
+        for key in ("wait_minutes", "max_failures"):
+            require(getattr(self, key) >= 0, f"launch.{key}", getattr(self, key), "0 or more")
 
     @property
     def is_local(self) -> bool:
@@ -183,6 +190,39 @@ def num_places(nodes: Sequence[tuple[int, int]], worker: Resources) -> int:
     )
 
 
+def wait_for_room(launch: LaunchConfig, resources: Resources) -> None:
+    """Ask the cluster to grow until the workers fit, and wait for it.
+
+    Nobody can ask a cluster whether it will ever grow, so the waiting has an end.
+
+    Raises:
+        InputError: there was no room in time; the message has the numbers.
+    """
+    import ray.autoscaler.sdk
+
+    def room() -> int:
+        return num_places(living_nodes(), resources)
+
+    if room() >= launch.num_workers:
+        return
+    wish = f"{launch.num_workers} worker(s) with {resources.cpus} CPU and {resources.gpus} GPU each"
+    sys.stderr.write(f"no room yet for {wish}: waiting for the cluster to grow\n")
+    bundle = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
+    ray.autoscaler.sdk.request_resources(bundles=[bundle] * launch.num_workers)
+    deadline = time.monotonic() + 60 * launch.wait_minutes
+    while room() < launch.num_workers:
+        if time.monotonic() > deadline:
+            nodes = living_nodes()
+            raise InputError(
+                f"{wish} found no room within {launch.wait_minutes:g} minutes: the cluster has "
+                f"{sum(c for c, _ in nodes)} CPUs and {sum(g for _, g in nodes)} GPUs on "
+                f"{len(nodes)} node(s); ask for less, or raise --launch.wait-minutes"
+            )
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    # The job's own demand keeps the nodes from here on.
+    ray.autoscaler.sdk.request_resources(bundles=[])
+
+
 def launch_job(
     worker: Callable[[dict[str, Any]], dict[str, str]],
     payload: dict[str, Any],
@@ -219,6 +259,7 @@ def launch_job(
     else:
         start_ray(launch)
         resources = plan_resources(launch, living_nodes(), can_grow=not launch.is_local)
+        wait_for_room(launch, resources)
         board = RemoteBoard()
         scaling = ray.train.ScalingConfig(
             num_workers=launch.num_workers,

@@ -30,9 +30,9 @@ from train.launch import (
     Resources,
     git_commit,
     living_nodes,
-    num_places,
     start_ray,
     this_machine,
+    wait_for_room,
 )
 from tune.comparison import paired_difference, score_all
 from tune.request import PROG, Sweep, plan_hardware, prepare
@@ -98,11 +98,9 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
     for name, value in TUNE.items():
         os.environ.setdefault(name, value)
     start_ray(launch)
-    nodes = living_nodes()
-    resources, concurrent = plan_hardware(job, nodes, can_grow=not launch.is_local)
-    if num_places(nodes, resources) < launch.num_workers:
-        say("there is no room for a trial yet: waiting for the cluster to grow")
+    resources, concurrent = plan_hardware(job, living_nodes(), can_grow=not launch.is_local)
     if not launch.is_local:
+        wait_for_room(launch, resources)
         check_data(job.config, resources)
     record = {
         "format": 1,

@@ -37,7 +37,9 @@ def test_workers_that_can_never_be_placed_are_refused_with_numbers():
     assert plan_resources(launch, [(8, 1)], can_grow=True) == Resources(cpus=1, gpus=1)
 
 
-@pytest.mark.parametrize("field", ["num_workers", "gpus_per_worker", "cpus_per_worker"])
+@pytest.mark.parametrize(
+    "field", ["num_workers", "gpus_per_worker", "cpus_per_worker", "wait_minutes", "max_failures"]
+)
 def test_impossible_wishes_are_refused_at_birth(field):
     with pytest.raises(InputError, match=f"launch.{field} is -1"):
         LaunchConfig(**{field: -1})
