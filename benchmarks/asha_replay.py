@@ -21,6 +21,7 @@ from scribbleseg.config import parse_arguments
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import read_trials, smoothed
+from train.worker import figures_of_last
 from tune.carrier import stop_early
 
 Curve = Sequence[dict[str, Any]]
@@ -66,7 +67,8 @@ def replay(curves: Sequence[Curve], num_epochs: int, grace: int | None) -> Outco
         seen: list[dict[str, Any]] = []
         for row in curve:
             seen.append(row)
-            if scheduler.on_trial_result(controller, trial, row) == TrialScheduler.STOP:
+            told = figures_of_last(seen)
+            if scheduler.on_trial_result(controller, trial, told) == TrialScheduler.STOP:
                 break
         epochs += seen[-1]["epoch"]
         scores.append(smoothed(seen) or 0.0)

@@ -172,15 +172,15 @@ def _last_words(payload: dict[str, Any], assemble: Callable[..., Assembly]) -> d
 def train_run(
     payload: dict[str, Any],
     assemble: Callable[..., Assembly],
-    report: Callable[[RunFolder, EpochDone, int | None], None],
+    report: Callable[[RunFolder, list[Row], int | None], None],
 ) -> None:
     """Run one rank to its end, from the last whole checkpoint where there is one.
 
     Args:
         payload: See `train_worker`.
         assemble: Puts the run together.
-        report: Tells whoever runs this rank about an epoch, and of which epoch the last checkpoint
-            is; it may raise to end the rank.
+        report: Tells whoever runs this rank about the last of these epochs, and of which epoch the
+            last checkpoint is; it may raise to end the rank.
 
     Raises:
         InputError: the input is wrong.
@@ -218,7 +218,7 @@ def train_run(
                 case EpochDone():
                     screen.epoch(event)
                     record.epoch(event, history)
-                    report(run, event, saved_epoch)
+                    report(run, history, saved_epoch)
         record.finish(history)
     barrier()
 
@@ -280,13 +280,21 @@ def write_checkpoint(run: RunFolder, state: State, config: Config, epoch: int) -
     run.prune(config.train.keep)
 
 
-def _report(run: RunFolder, event: EpochDone, saved_epoch: int | None) -> None:
+def figures_of_last(history: list[Row]) -> Row:
+    """Return the row of the last epoch, and the best mIoU so far where it was validated."""
+    row = dict(history[-1])
+    if "miou" in row:
+        row["best_miou"] = max(each["miou"] for each in history if "miou" in each)
+    return row
+
+
+def _report(run: RunFolder, history: list[Row], saved_epoch: int | None) -> None:
     """Tell Ray about the epoch; rank 0 points at our own checkpoint, which Ray does not copy."""
     pointer = None
     if rank() == 0 and saved_epoch is not None:
         pointer = ray.train.Checkpoint(run.checkpoint_path(saved_epoch), run.filesystem)
     ray.train.report(
-        dict(event.metrics),
+        figures_of_last(history),
         checkpoint=pointer,
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )

@@ -73,10 +73,11 @@ def stop_early(epochs: int, grace: int | None) -> TrialScheduler:
     if grace >= epochs:
         return stop_none()
     # Time is counted in epochs: Tune's own count starts again when a trial does. The last epoch is
-    # no rung, so that a trial ends by itself, with its last checkpoint written.
+    # no rung, so that a trial ends by itself, with its last checkpoint written. Early validations
+    # jump up and down; the best so far says more about the end than the present one.
     return ASHAScheduler(
         time_attr="epoch",
-        metric="miou",
+        metric="best_miou",
         mode="max",
         max_t=cast(int, epochs - 0.5),
         stop_last_trials=False,

@@ -13,12 +13,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from scribbleseg.config import FinetuneConfig, from_dict, to_dict
 from scribbleseg.errors import DivergedError, InputError
-from scribbleseg.loops.steps import EpochDone
+from scribbleseg.loops.steps import Row
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import Trial, read_trial
 from train.launch import LaunchConfig, Resources, launch_job
 from train.progress import Board
-from train.worker import assemble_finetune, train_run, train_worker
+from train.worker import assemble_finetune, figures_of_last, train_run, train_worker
 from tune.spaces import apply
 
 FAILED = "failed"
@@ -52,9 +52,9 @@ def run_trial(plan: Plan, name: str) -> None:
     run, trial = sweep.child(name), read_trial(sweep, name)
     assert trial is not None, f"{name} was not announced"
     last = run.last() or 0
-    for row in run.read_metrics():
-        if "miou" in row and row["epoch"] <= last:
-            ray.tune.report(dict(row))
+    history = [row for row in run.read_metrics() if row["epoch"] <= last]
+    for number in range(1, len(history) + 1):
+        _report(run, history[:number], last)
     if trial.state == "failed":
         ray.tune.report({FAILED: trial.reason})
     if trial.ended or run.finished():
@@ -84,7 +84,7 @@ def _train(plan: Plan, trial: Trial, run: RunFolder) -> None:
     train_run(payload | here, assemble_finetune, _report)
 
 
-def _report(run: RunFolder, event: EpochDone, saved_epoch: int | None) -> None:
-    """Tell Tune about a validated epoch; its checkpoint stays where it is."""
-    if "miou" in event.metrics:
-        ray.tune.report(dict(event.metrics))
+def _report(run: RunFolder, history: list[Row], saved_epoch: int | None) -> None:
+    """Tell Tune about the last epoch, if it was validated; its checkpoint stays where it is."""
+    if "miou" in history[-1]:
+        ray.tune.report(figures_of_last(history))

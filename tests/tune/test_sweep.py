@@ -117,7 +117,7 @@ def stopped_at(scheduler, curves):
         trial = SimpleNamespace(trial_id=str(number))
         scheduler.on_trial_add(None, trial)
         for epoch, miou in enumerate(curve, start=1):
-            row = {"epoch": epoch, "miou": miou}
+            row = {"epoch": epoch, "best_miou": miou}
             if scheduler.on_trial_result(None, trial, row) == TrialScheduler.STOP:
                 break
         ends.append(epoch)
