@@ -39,3 +39,4 @@ test-all: lint
 bench: setup
 	$(BIN)/python -m benchmarks.ray_share
 	$(BIN)/python -m benchmarks.dino_step
+	$(BIN)/python -m benchmarks.sweep_overhead

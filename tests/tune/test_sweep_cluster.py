@@ -1,4 +1,4 @@
-"""The road of the README: submit a sweep to a cluster, watch it, pull its best, evaluate it."""
+"""Sweeps on a cluster: the road of the README from submission to evaluation, and a lost node."""
 
 import os
 import socket
@@ -7,12 +7,18 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scribbleseg.checkpoint import verify
 from scribbleseg.cli import run_line
+from scribbleseg.runs import RunFolder
+from scribbleseg.sweeps import read_trials
+from tests.train.test_finetune import wait_for
+from tests.tune.test_sweep import LONGER, command
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -26,43 +32,76 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def head(storage, tmp_path) -> Iterator[tuple[str, str]]:
-    """The addresses of a head node and of its job server; it knows the storage's credentials."""
-    dashboard, port = free_port(), free_port()
+@contextmanager
+def node(*arguments: str) -> Iterator[subprocess.Popen]:
+    """A node of a Ray cluster, until the end of the block."""
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }  # fmt: skip
-    node = subprocess.Popen(
-        [
-            BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
-            "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
-        ],
+    process = subprocess.Popen(
+        [BIN / "ray", "start", "--block", *arguments],
         env=environment,
-        cwd=tmp_path,
+        cwd="/",
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{dashboard}"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            with urllib.request.urlopen(f"{address}/api/jobs/", timeout=5):
-                break
-        except OSError:
-            assert node.poll() is None and time.monotonic() < deadline, "the head did not start"
-            time.sleep(1)
-    yield f"127.0.0.1:{port}", address
-    node.terminate()
-    node.wait(timeout=60)
+    )
+    yield process
+    process.terminate()
+    process.wait(timeout=60)
     # A head that is terminated leaves its address behind for drivers that name none.
     Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
 
 
+def is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def head(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """The addresses of a head node and of its job server; it knows the storage's credentials."""
+    if "storage" in request.fixturenames:
+        request.getfixturevalue("storage")
+    dashboard, port = free_port(), free_port()
+    with node(
+        "--head", f"--num-cpus={getattr(request, 'param', 2)}", f"--port={port}",
+        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
+    ) as process:  # fmt: skip
+        jobs = f"http://127.0.0.1:{dashboard}"
+        wait_for(lambda: is_up(f"{jobs}/api/jobs/"), process)
+        yield f"127.0.0.1:{port}", jobs
+
+
+@pytest.mark.parametrize("head", [1], indirect=True)
+def test_a_lost_node_costs_no_trial(head, tiny_data, tmp_path):
+    address, _ = head
+    folder = RunFolder.at(str(tmp_path), "s")
+    with node(f"--address={address}", "--num-cpus=1") as second:
+        driver = subprocess.Popen(
+            command(tiny_data, tmp_path, "--num-trials=6", *LONGER),
+            cwd=ROOT,
+            env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: sum(trial.epochs >= 2 for trial in read_trials(folder)) >= 2, driver)
+        for process in [*psutil.Process(second.pid).children(recursive=True), second]:
+            process.kill()
+        _, errors = driver.communicate(timeout=400)
+    assert driver.returncode == 0, errors
+    trials = read_trials(folder)
+    assert [trial.state for trial in trials] == ["finished"] * 6, errors
+    assert all(trial.epochs == 12 for trial in trials)
+
+
 def test_submit_status_pull_evaluate(head, storage, tiny_data, tmp_path, capsys):
-    node, jobs = head
+    address, jobs = head
     submission = [
         BIN / "ray", "job", "submit", "--address", jobs, "--working-dir", ".",
         "--runtime-env-json", '{"excludes": [".git"]}', "--",
@@ -95,7 +134,7 @@ def test_submit_status_pull_evaluate(head, storage, tiny_data, tmp_path, capsys)
             "--launch.num-workers=3", "--launch.wait-minutes=0.05",
         ],
         cwd=ROOT,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": node},
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address},
         capture_output=True,
         text=True,
         timeout=200,
