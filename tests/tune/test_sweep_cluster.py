@@ -1,13 +1,17 @@
 """Sweeps on a cluster: the road of the README from submission to evaluation, and a lost node."""
 
+import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -18,7 +22,7 @@ from scribbleseg.cli import run_line
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import read_trials
 from tests.train.test_finetune import wait_for
-from tests.tune.test_sweep import LONGER, command
+from tests.tune.test_sweep import LONGER, command, family, trial_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -27,6 +31,7 @@ pytestmark = pytest.mark.slow
 
 
 def free_port() -> int:
+    """A port that nobody listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -54,6 +59,7 @@ def node(*arguments: str) -> Iterator[subprocess.Popen]:
 
 
 def is_up(url: str) -> bool:
+    """Whether a server answers."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
@@ -61,9 +67,20 @@ def is_up(url: str) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Head:
+    """A head node."""
+
+    process: subprocess.Popen
+    address: str
+    """What drivers connect to."""
+    jobs: str
+    """What jobs are submitted to."""
+
+
 @pytest.fixture
-def head(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """The addresses of a head node and of its job server; it knows the storage's credentials."""
+def head(request: pytest.FixtureRequest) -> Iterator[Head]:
+    """A head node, which knows the storage's credentials."""
     if "storage" in request.fixturenames:
         request.getfixturevalue("storage")
     dashboard, port = free_port(), free_port()
@@ -74,24 +91,73 @@ def head(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     ) as process:  # fmt: skip
         jobs = f"http://127.0.0.1:{dashboard}"
         wait_for(lambda: is_up(f"{jobs}/api/jobs/"), process)
-        yield f"127.0.0.1:{port}", jobs
+        yield Head(process, f"127.0.0.1:{port}", jobs)
+
+
+def on(head: Head) -> dict[str, str]:
+    """The environment of a driver that connects to a head node."""
+    return os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": head.address}
+
+
+LEFT_BEHIND = """
+import ray
+from ray.util.state import list_actors, list_placement_groups
+ray.init(log_to_driver=False)
+print([actor.name or actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])])
+print([g.state for g in list_placement_groups(limit=1000) if g.state != "REMOVED"])
+"""
+
+
+def test_a_hundred_trials_leave_nothing_behind(head, tiny_data, tmp_path):
+    driver = subprocess.Popen(
+        command(tiny_data, tmp_path, "--num-trials=100", "--search=random"),
+        cwd=ROOT,
+        env=on(head),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    counts: list[list[tuple[int, int]]] = []
+    errors: list[str] = []
+    # Read all the time, because a full pipe would stop the driver.
+    reader = threading.Thread(target=lambda: errors.append(driver.communicate()[1]))
+    reader.start()
+    while reader.is_alive():
+        with contextlib.suppress(psutil.Error):
+            counts.append([(p.num_fds(), p.num_threads()) for p in trial_processes(head.process)])
+        reader.join(timeout=1.0)
+    assert driver.returncode == 0, errors
+    trials = read_trials(RunFolder.at(str(tmp_path), "s"))
+    assert len(trials) == 100 and {trial.state for trial in trials} == {"finished", "stopped"}
+    assert len(re.findall(r"^\[\d+/100\]", errors[0], re.MULTILINE)) == 100
+    assert not (tmp_path / "s" / "tune").exists()
+    # Two processes served all of them, and the last look at them is like an early one.
+    assert max(map(len, counts)) <= 2
+    served = [max(each) for each in counts if len(each) == 2]
+    early, late = served[len(served) // 4], served[-1]
+    assert late[0] <= early[0] + 10 and late[1] <= early[1] + 10, (early, late)
+    left = subprocess.run(
+        [sys.executable, "-c", LEFT_BEHIND], env=on(head), capture_output=True, text=True
+    )
+    actors, groups = left.stdout.strip().splitlines()[-2:]
+    assert groups == "[]", left.stdout
+    assert "ImplicitFunc" not in actors, left.stdout
 
 
 @pytest.mark.parametrize("head", [1], indirect=True)
 def test_a_lost_node_costs_no_trial(head, tiny_data, tmp_path):
-    address, _ = head
     folder = RunFolder.at(str(tmp_path), "s")
-    with node(f"--address={address}", "--num-cpus=1") as second:
+    with node(f"--address={head.address}", "--num-cpus=1") as second:
         driver = subprocess.Popen(
             command(tiny_data, tmp_path, "--num-trials=6", *LONGER),
             cwd=ROOT,
-            env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address},
+            env=on(head),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
         wait_for(lambda: sum(trial.epochs >= 2 for trial in read_trials(folder)) >= 2, driver)
-        for process in [*psutil.Process(second.pid).children(recursive=True), second]:
+        for process in [*family(second), second]:
             process.kill()
         _, errors = driver.communicate(timeout=400)
     assert driver.returncode == 0, errors
@@ -101,9 +167,8 @@ def test_a_lost_node_costs_no_trial(head, tiny_data, tmp_path):
 
 
 def test_submit_status_pull_evaluate(head, storage, tiny_data, tmp_path, capsys):
-    address, jobs = head
     submission = [
-        BIN / "ray", "job", "submit", "--address", jobs, "--working-dir", ".",
+        BIN / "ray", "job", "submit", "--address", head.jobs, "--working-dir", ".",
         "--runtime-env-json", '{"excludes": [".git"]}', "--",
         "python", "-m", "tune.sweep", "smoke", f"--data.root={tiny_data}",
         "--train.batch-size=4", "--num-trials=4", f"--storage={storage}", "--name=s",
@@ -134,7 +199,7 @@ def test_submit_status_pull_evaluate(head, storage, tiny_data, tmp_path, capsys)
             "--launch.num-workers=3", "--launch.wait-minutes=0.05",
         ],
         cwd=ROOT,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address},
+        env=on(head),
         capture_output=True,
         text=True,
         timeout=200,
