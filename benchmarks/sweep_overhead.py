@@ -7,6 +7,7 @@ trial, whose process has to start and to import torch, is left out:
     python -m benchmarks.sweep_overhead --root ../shared/data/scribble-voc
 """
 
+import itertools
 import statistics
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def main() -> None:
             trained.append(sum(row["seconds"] for row in rows))
     spent = [
         end - before - seconds
-        for before, end, seconds in zip(ends, ends[1:], trained[1:], strict=False)
+        for (before, end), seconds in zip(itertools.pairwise(ends), trained[1:], strict=True)
     ]
     sys.stdout.write(
         f"\n{len(spent)} trials after the first, {asked.epochs} epochs each: overhead of a trial "

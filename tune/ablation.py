@@ -20,11 +20,9 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from typing import Annotated, Any
 
 import tyro
-from jinja2 import Environment, StrictUndefined
 
 from scribbleseg.cli import exit_status, say
 from scribbleseg.config import (
@@ -40,9 +38,10 @@ from scribbleseg.config import (
 from scribbleseg.datasets.pictures import list_images
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
-from scribbleseg.evaluate import METRIC_NAMES, Row
+from scribbleseg.evaluate import Row
 from scribbleseg.models import encoder_settings
 from scribbleseg.report import curves, tables
+from scribbleseg.report.page import template, variables
 from scribbleseg.report.tables import Table
 from scribbleseg.runs import RunFolder
 from train.command import Order, base_config, carry_out, usage
@@ -334,20 +333,8 @@ def explain(job: AblationJob, num_images: int) -> str:
 
 def to_page(results: Sequence[Table], charts: Sequence[curves.Chart]) -> str:
     """Return the report's page with these tables and curves, and no section about a single run."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = files("scribbleseg.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(text).render(
-        title="Scratch and DINO",
-        alone=None,
-        sections=[],
-        charts=charts,
-        results=results,
-        spread=None,
-        has_attention=False,
-        metric_names=METRIC_NAMES,
-    )
+    page = {"title": "Scratch and DINO", "charts": charts, "results": results}
+    return template("page.html.jinja").render(variables([]) | page)
 
 
 def _seconds(place: str, run: Run) -> float | None:
