@@ -8,8 +8,11 @@ that one name is stated below.
 """
 
 import copy
+import itertools
 import re
+import shutil
 import stat
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.core.authorization import enable_iam_authentication
 from moto.ec2.models.instances import InstanceBackend
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.aws import config as ray_aws
 from ray.autoscaler._private.aws import utils as ray_aws_utils
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
@@ -37,7 +42,8 @@ from ray.autoscaler.tags import (
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "cluster.yaml"
-BUCKET = "photographs"
+REGION = "us-west-2"
+ACCOUNTS = itertools.count(111_111_111_111)
 # As AWS documents it for the Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04).
 PUBLISHED_IMAGE = (
     "resolve:ssm:/aws/service/deeplearning/ami/x86_64/"
@@ -93,17 +99,24 @@ def test_nodes_ask_for_the_token_and_start_with_all_their_threads(commands: str)
 
 
 @pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Play an AWS account in which deploy/aws.yaml and the bucket exist."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Play a new AWS account, set up by deploy/aws.yaml; its bucket."""
+    # Other tests keep a store of moto's in this process: it must not be emptied.
+    account = f"{next(ACCOUNTS):012d}"
+    bucket = f"photographs-{account}"
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "MOTO_ACCOUNT_ID": account,
+        "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",
+        # Ray writes the key pair's private half here.
+        "HOME": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", cluster()["provider"]["region"])
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
-    # Ray writes the key pair's private half here.
-    monkeypatch.setenv("HOME", str(tmp_path))
     for switch in (
         "EC2_ENABLE_INSTANCE_TYPE_VALIDATION",
         "ENABLE_AMI_VALIDATION",
@@ -111,30 +124,42 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     ):
         monkeypatch.setattr(moto.settings, switch, True)
     forget_clients()
-    with mock_aws():
-        image = boto3.client("ec2").register_image(
-            Name="Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04)",
-            RootDeviceName="/dev/sda1",
-        )["ImageId"]
-        run_instances = InstanceBackend.run_instances
-
-        # EC2 looks such names up itself; moto does not.
-        def resolving(self: InstanceBackend, image_id: str, *args: Any, **kwargs: Any) -> Any:
-            known = {PUBLISHED_IMAGE: image}
-            return run_instances(self, known.get(image_id, image_id), *args, **kwargs)
-
-        monkeypatch.setattr(InstanceBackend, "run_instances", resolving)
-        boto3.client("s3").create_bucket(
-            Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "us-west-2"}
-        )
+    mock = mock_aws()
+    mock.start(reset=False)
+    try:
+        publish_image(monkeypatch)
+        create_bucket(bucket)
         boto3.client("cloudformation").create_stack(
             StackName="scribbleseg",
             TemplateBody=(ROOT / "deploy" / "aws.yaml").read_text(),
-            Parameters=[{"ParameterKey": "Bucket", "ParameterValue": BUCKET}],
+            Parameters=[{"ParameterKey": "Bucket", "ParameterValue": bucket}],
             Capabilities=["CAPABILITY_NAMED_IAM"],
         )
-        yield
-    forget_clients()
+        yield bucket
+    finally:
+        mock.stop(remove_data=False)
+        forget_clients()
+
+
+def publish_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the machine image known, under its published name too: EC2 looks such names up."""
+    image = boto3.client("ec2").register_image(
+        Name="Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04)",
+        RootDeviceName="/dev/sda1",
+    )["ImageId"]
+    run_instances = InstanceBackend.run_instances
+
+    def resolving(self: InstanceBackend, image_id: str, *args: Any, **kwargs: Any) -> Any:
+        known = {PUBLISHED_IMAGE: image}
+        return run_instances(self, known.get(image_id, image_id), *args, **kwargs)
+
+    monkeypatch.setattr(InstanceBackend, "run_instances", resolving)
+
+
+def create_bucket(name: str) -> None:
+    boto3.client("s3").create_bucket(
+        Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION}
+    )
 
 
 def forget_clients() -> None:
@@ -180,7 +205,7 @@ def role_credentials(role: str) -> dict[str, str]:
     }
 
 
-def test_ray_launches_the_head_and_a_worker_of_each_group(aws: None, tmp_path: Path):
+def test_ray_launches_the_head_and_a_worker_of_each_group(aws: str, tmp_path: Path):
     config = bootstrap(cluster())
     nodes = {kind: launch(config, kind) for kind in config["available_node_types"]}
     client = boto3.client("ec2")
@@ -217,7 +242,7 @@ def test_ray_launches_the_head_and_a_worker_of_each_group(aws: None, tmp_path: P
         assert {"Key": "project", "Value": "scribbleseg"} in volume.tags
 
 
-def test_only_ssh_is_open_to_the_world_and_nodes_reach_each_other(aws: None):
+def test_only_ssh_is_open_to_the_world_and_nodes_reach_each_other(aws: str):
     config = bootstrap(cluster())
     nodes = [launch(config, kind) for kind in config["available_node_types"]]
     (group_id,) = {group["GroupId"] for node in nodes for group in node.security_groups}
@@ -233,7 +258,7 @@ def test_only_ssh_is_open_to_the_world_and_nodes_reach_each_other(aws: None):
     assert {pair["GroupId"] for rule in inside for pair in rule["UserIdGroupPairs"]} == {group_id}
 
 
-def test_a_stricter_group_of_the_name_is_left_as_it_is(aws: None):
+def test_a_stricter_group_of_the_name_is_left_as_it_is(aws: str):
     vpc = next(iter(boto3.resource("ec2").vpcs.all()))
     group = vpc.create_security_group(GroupName="scribbleseg", Description="mine")
     office = {"FromPort": 22, "ToPort": 22, "IpProtocol": "tcp"}
@@ -244,7 +269,7 @@ def test_a_stricter_group_of_the_name_is_left_as_it_is(aws: None):
     assert [rule["IpRanges"] for rule in group.ip_permissions] == [[{"CidrIp": "192.0.2.0/24"}]]
 
 
-def test_groups_offer_what_their_machines_have(aws: None):
+def test_groups_offer_what_their_machines_have(aws: str):
     for kind in cluster()["available_node_types"].values():
         (machine,) = boto3.client("ec2").describe_instance_types(
             InstanceTypes=[kind["node_config"]["InstanceType"]]
@@ -264,7 +289,7 @@ def test_groups_offer_what_their_machines_have(aws: None):
         ("KeyName", "no-such-key", "InvalidKeyPair"),
     ],
 )
-def test_what_does_not_exist_is_refused(aws: None, key: str, value: Any, refusal: str):
+def test_what_does_not_exist_is_refused(aws: str, key: str, value: Any, refusal: str):
     config = bootstrap(cluster())
     for kind, group in config["available_node_types"].items():
         group["node_config"][key] = value
@@ -273,14 +298,14 @@ def test_what_does_not_exist_is_refused(aws: None, key: str, value: Any, refusal
         assert refusal in f"{error.value!r} {error.value.__cause__!r}"
 
 
-def test_a_region_without_a_subnet_is_refused(aws: None):
+def test_a_region_without_a_subnet_is_refused(aws: str):
     for subnet in boto3.resource("ec2").subnets.all():
         subnet.delete()
     with pytest.raises(Exception, match="No usable subnets"):
         bootstrap(cluster())
 
 
-def test_the_head_may_launch_workers_and_workers_may_not(aws: None):
+def test_the_head_may_launch_workers_and_workers_may_not(aws: str):
     config = bootstrap(cluster())
     head, worker = role_credentials("scribbleseg-head"), role_credentials("scribbleseg-worker")
     with enable_iam_authentication():
@@ -292,20 +317,34 @@ def test_the_head_may_launch_workers_and_workers_may_not(aws: None):
 
 
 @pytest.mark.parametrize("role", ["scribbleseg-head", "scribbleseg-worker"])
-def test_nodes_may_use_their_bucket_and_no_other(aws: None, role: str):
-    boto3.client("s3").create_bucket(
-        Bucket="others", CreateBucketConfiguration={"LocationConstraint": "us-west-2"}
-    )
+def test_nodes_may_use_their_bucket_and_no_other(aws: str, role: str):
+    create_bucket(f"not-{aws}")
     s3 = boto3.client("s3", **role_credentials(role))
     with enable_iam_authentication():
-        s3.put_object(Bucket=BUCKET, Key="runs/first/run.json", Body=b"{}")
-        assert s3.get_object(Bucket=BUCKET, Key="runs/first/run.json")["Body"].read() == b"{}"
-        assert s3.list_objects_v2(Bucket=BUCKET)["KeyCount"] == 1
-        s3.delete_object(Bucket=BUCKET, Key="runs/first/run.json")
+        s3.put_object(Bucket=aws, Key="runs/first/run.json", Body=b"{}")
+        assert s3.get_object(Bucket=aws, Key="runs/first/run.json")["Body"].read() == b"{}"
+        assert s3.list_objects_v2(Bucket=aws)["KeyCount"] == 1
+        s3.delete_object(Bucket=aws, Key="runs/first/run.json")
         for forbidden in (
-            lambda: s3.put_object(Bucket="others", Key="x", Body=b""),
-            lambda: s3.list_objects_v2(Bucket="others"),
-            lambda: s3.delete_bucket(Bucket=BUCKET),
+            lambda: s3.put_object(Bucket=f"not-{aws}", Key="x", Body=b""),
+            lambda: s3.list_objects_v2(Bucket=f"not-{aws}"),
+            lambda: s3.delete_bucket(Bucket=aws),
         ):
             with pytest.raises(ClientError, match="AccessDenied"):
                 forbidden()
+
+
+def test_a_job_takes_along_the_code_and_nothing_that_git_ignores(tmp_path: Path):
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "train", checkout / "train")
+    shutil.copy(ROOT / ".gitignore", checkout)
+    for junk in (".git", ".venv", "runs/first", "demo/data", "dist", "train/__pycache__"):
+        (checkout / junk).mkdir(parents=True, exist_ok=True)
+        (checkout / junk / "junk").write_bytes(b"x")
+    package = tmp_path / "package.zip"
+    create_package(
+        str(checkout), package, include_gitignore=True, excludes=get_runtime_env_default_excludes()
+    )
+    names = zipfile.ZipFile(package).namelist()
+    assert "train/finetune.py" in names
+    assert not [name for name in names if "junk" in name]
