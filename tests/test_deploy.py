@@ -7,7 +7,9 @@ fields and rules of its API (ray.io/v1, KubeRay 1.5), written down below because
 its schema; and the cluster is read by Ray's own autoscaler for KubeRay. No operator has seen it.
 """
 
+import itertools
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,15 @@ def test_ray_accepts_the_local_file():
     validate_config(config)
     (group,) = config["available_node_types"].values()
     assert group["max_workers"] == len(local()["provider"]["worker_ips"])
+
+
+@pytest.mark.parametrize("file", ["cluster.yaml", "deploy/local.yaml"])
+def test_every_command_is_whole_shell(file: str):
+    config = yaml.safe_load((ROOT / file).read_text())
+    lists = [config[key] for key in config if key.endswith("_commands")]
+    assert len(lists) >= 3
+    for command in itertools.chain(*lists):
+        subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
 def test_the_local_template_names_no_real_machine():
