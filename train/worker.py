@@ -9,6 +9,7 @@ reports every epoch to Ray, which hangs otherwise. A sweep's trial of one worker
 import contextlib
 import importlib.metadata
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -397,10 +398,10 @@ class RunRecord:
         )
         if rank() == 0:
             run.write_json("run.json", facts)
-            if run.local_path is not None:
-                folder = run.local_path / "tensorboard"
-                # An epoch that is computed again after a restart replaces the one lost.
-                record.writer = SummaryWriter(str(folder), purge_step=epoch + 1)
+            # TensorBoard writes to local folders only; elsewhere, each epoch's file is copied.
+            folder = run.local_path / "tensorboard" if run.local_path else tempfile.mkdtemp()
+            # An epoch that is computed again after a restart replaces the one lost.
+            record.writer = SummaryWriter(str(folder), purge_step=epoch + 1)
         return record
 
     def __enter__(self) -> "RunRecord":
@@ -409,6 +410,8 @@ class RunRecord:
     def __exit__(self, *_: object) -> None:
         if self.writer is not None:
             self.writer.close()
+            if self.run.local_path is None:
+                shutil.rmtree(self.writer.log_dir, ignore_errors=True)
 
     def epoch(self, event: EpochDone, history: list[Row]) -> None:
         """Write the metrics of all epochs so far."""
@@ -429,6 +432,9 @@ class RunRecord:
             for key, value in event.metrics.items():
                 self.writer.add_scalar(key, value, event.epoch)
             self.writer.flush()
+            if self.run.local_path is None:
+                for file in Path(self.writer.log_dir).iterdir():
+                    self.run.write_file(f"tensorboard/{file.name}", file.read_bytes())
 
     def finish(self, history: list[Row]) -> None:
         """Mark the run as finished."""

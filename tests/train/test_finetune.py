@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.fs
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scribbleseg.checkpoint import read_trainer
 from scribbleseg.runs import RunFolder
@@ -150,3 +152,20 @@ def wait_for(condition, driver, seconds=240):
         assert driver is None or driver.poll() is None, "the run ended too early"
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.1)
+
+
+def test_a_run_on_an_object_store_is_whole_and_can_be_watched(tiny_data, object_store, tmp_path):
+    storage = f"{object_store}/{tmp_path.name}"
+    done = run(tiny_data, storage, "a", "--train.epochs=2")
+    assert done.returncode == 0, done.stderr
+    folder = RunFolder.open(f"{storage}/a")
+    assert folder.finished() and folder.checkpoints(hashed=True) == [1, 2]
+
+    selector = pyarrow.fs.FileSelector(f"{folder.path}/tensorboard")
+    (events,) = folder.filesystem.get_file_info(selector)
+    (tmp_path / events.base_name).write_bytes(folder.read_file(f"tensorboard/{events.base_name}"))
+    seen = EventAccumulator(str(tmp_path)).Reload().Scalars("miou")
+    assert [scalar.step for scalar in seen] == [1, 2]
+    assert [scalar.value for scalar in seen] == pytest.approx(
+        [row["miou"] for row in folder.read_metrics()]
+    )
