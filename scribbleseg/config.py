@@ -43,7 +43,9 @@ class DataConfig:
     """Which samples are read, and at which scale the network sees them."""
 
     root: str = ""
-    """Folder that holds SPLIT/images, SPLIT/scribbles and SPLIT/ground_truth."""
+    """Folder or URI (s3://, gs://) that holds SPLIT/images, SPLIT/scribbles and SPLIT/ground_truth;
+    from a URI, each machine fetches what it needs into its cache_dir, once.
+    """
     split: str = "train"
     """Split to train on."""
     fold: int | None = 0
@@ -65,7 +67,9 @@ class DataConfig:
     crop_size: int = 224
     """Side of the square training crop, in network pixels (32 or more)."""
     cache_dir: str | None = None
-    """Folder for the decoded images; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg."""
+    """Folder for fetched and decoded images, best on a disk of the machine itself; None:
+    $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg.
+    """
     num_workers: int = 1
     """Loader processes per training worker; 0 loads in the training process."""
 
@@ -307,9 +311,13 @@ class PretrainDataConfig:
     """Which images are learned from; labels are never read."""
 
     roots: tuple[str, ...] = ()
-    """Folders of images; all their subfolders are searched, those of labels passed over."""
+    """Folders or URIs (s3://, gs://) of images; all their subfolders are searched, those of labels
+    passed over.
+    """
     cache_dir: str | None = None
-    """Folder for the decoded images; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg."""
+    """Folder for fetched and decoded images, best on a disk of the machine itself; None:
+    $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg.
+    """
     num_workers: int = 1
     """Loader processes per training worker; 0 loads in the training process."""
 
@@ -438,7 +446,7 @@ class ProbeConfig:
     """A training-free look at the encoder: each pixel takes the label of its nearest stroke."""
 
     root: str | None = None
-    """Folder of the data contract with some labelled images; None: no probe."""
+    """Folder or URI of the data contract with some labelled images; None: no probe."""
     split: str = "train"
     """Split to take them from."""
     num_images: int = 32

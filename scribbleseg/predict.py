@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from scribbleseg.checkpoint import read_model, transfer
 from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig
+from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
-    IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     UNLABELLED,
     ScenePaths,

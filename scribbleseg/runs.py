@@ -73,20 +73,8 @@ class RunFolder:
         Raises:
             InputError: a storage that cannot be reached.
         """
-        if "://" not in uri:
-            path = str(Path(uri).expanduser().absolute())
-            return RunFolder(filesystem=LocalFileSystem(), path=path)
-        try:
-            filesystem, path = FileSystem.from_uri(uri)
-            if not path:
-                raise ValueError("it names no bucket")
-        except (ValueError, OSError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"{uri}: not a storage that can be reached ({reason}); "
-                "expected a local path, s3://BUCKET/PATH or gs://BUCKET/PATH"
-            ) from None
-        return RunFolder(filesystem=filesystem, path=path.rstrip("/"))
+        filesystem, path = open_storage(uri)
+        return RunFolder(filesystem=filesystem, path=path)
 
     @property
     def name(self) -> str:
@@ -327,6 +315,27 @@ class RunFolder:
             and (not hashed or _sha256(self.filesystem, info.path) == stamp.sha256)
             for info, stamp in zip(infos, stamps.values(), strict=True)
         )
+
+
+def open_storage(uri: str) -> tuple[FileSystem, str]:
+    """Return the file system of a local path or URI, and the path on it, absolute.
+
+    Raises:
+        InputError: a storage that cannot be reached.
+    """
+    if "://" not in uri:
+        return LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+        if not path:
+            raise ValueError("it names no bucket")
+    except (ValueError, OSError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{uri}: not a storage that can be reached ({reason}); "
+            "expected a local path, s3://BUCKET/PATH or gs://BUCKET/PATH"
+        ) from None
+    return filesystem, path.rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True)
