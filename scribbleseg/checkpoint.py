@@ -18,10 +18,12 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import os
 import pickle
 import reprlib
 import sys
+import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +88,7 @@ class Transfer:
     unexpected: list[str]
     """Of the weights, unknown to the model: left out."""
     mis_shaped: list[str]
-    """In both, with different shapes: left as they were."""
+    """In both, with different shapes or kinds of number: left as they were."""
 
 
 def write_model(
@@ -239,6 +241,7 @@ def read_trainer(folder: Path) -> dict[str, Any]:
     _require_whole(folder, TRAINER)
     path = folder / TRAINER
     try:
+        _require_stored(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # A hostile archive reaches code that raises nearly anything.
         raise InputError(
@@ -265,7 +268,11 @@ def transfer(
     """
     state = model.state_dict()
     shared = [name for name in state if name in weights]
-    fits = {name: state[name].shape == weights[name].shape for name in shared}
+    fits = {
+        name: state[name].shape == weights[name].shape
+        and state[name].is_floating_point() == weights[name].is_floating_point()
+        for name in shared
+    }
     report = Transfer(
         loaded=[name for name in shared if fits[name]],
         missing=[name for name in state if name not in weights],
@@ -449,6 +456,19 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not readable as safetensors ({_one_line(error)})") from None
 
 
+def _require_stored(path: Path) -> None:
+    """Raise unless a file is an archive that unpacks to no more than its own size.
+
+    torch.save writes no other; it reads compressed members too, and old files without an archive,
+    both of which can ask for any amount of memory.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if compressed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("it unpacks to more than its size")
+
+
 def _parse_config(
     tree: object, settings: type[FinetuneConfig | PretrainConfig], path: Path
 ) -> FinetuneConfig | PretrainConfig:
@@ -457,9 +477,13 @@ def _parse_config(
     try:
         # Compared first: a foreign key must not reach the command-line parser, as "help" would.
         known = flatten(to_dict(settings()))
-        unknown = [key for key in flatten(cast(dict[str, Any], tree)) if key not in known]
+        given = flatten(cast(dict[str, Any], tree))
+        unknown = [key for key in given if key not in known]
         if unknown:
             raise InputError(f"unknown settings in 'config': {_list(unknown)}")
+        for key, value in given.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{key} is {value}, expected a finite number")
         return from_dict(settings, cast(dict[str, Any], tree))
     except (InputError, RecursionError) as error:
         raise InputError(f"{path}: {_one_line(error)}") from None

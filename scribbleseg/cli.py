@@ -15,6 +15,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subco
 
 from scribbleseg.config import DataConfig, FinetuneConfig, parse_arguments
 from scribbleseg.errors import InputError
+from scribbleseg.progress import narrated
 
 T = TypeVar("T")
 
@@ -55,8 +56,8 @@ class DataPets:
 class DataCheck:
     """Read a data folder once, say what it holds and everything that is wrong with it."""
 
-    root: Positional[Path]
-    """Folder that holds SPLIT/images, SPLIT/scribbles and SPLIT/ground_truth."""
+    root: Positional[str]
+    """Folder or URI that holds SPLIT/images, SPLIT/scribbles and SPLIT/ground_truth."""
     out: Path | None = None
     """JPEG file for the contact sheet; None: ROOT-check.jpg in the present folder."""
 
@@ -65,8 +66,8 @@ class DataCheck:
 class DataConvert:
     """Write a data folder anew in the right coding: masks 0/255, strokes 1/2, odd image modes."""
 
-    root: Positional[Path]
-    """Folder to read; it is left as it is."""
+    root: Positional[str]
+    """Folder or URI to read; it is left as it is."""
     out: Path
     """Folder to make."""
     strokes: tuple[int, int, int] | None = None
@@ -82,8 +83,8 @@ class DataConvert:
 class DataSplit:
     """Write lists of folds, and of a hold-out if asked, one stem per line."""
 
-    root: Positional[Path]
-    """Folder of the data contract."""
+    root: Positional[str]
+    """Folder or URI of the data contract."""
     out: Path
     """Folder to make."""
     split: str = "train"
@@ -136,8 +137,8 @@ class Evaluate:
 
     checkpoint: str
     """Checkpoint, run or sweep folder or URI, or released:NAME."""
-    data: Path
-    """Folder that holds the splits."""
+    data: str
+    """Folder or URI (s3://, gs://) that holds the splits."""
     split: str = "train"
     """Split to score."""
     fold: int | None = None
@@ -174,8 +175,8 @@ class Report:
 
     runs: Positional[tuple[str, ...]]
     """Run folders or URIs, or that of one sweep."""
-    data: Path | None = None
-    """Folder that holds the splits, if it is not where the run read it."""
+    data: str | None = None
+    """Folder or URI that holds the splits, if it is not where the run read it."""
     split: str | None = None
     """Split to score and to show; None: what the run held out."""
     out: Path | None = None
@@ -226,7 +227,8 @@ def run_line(arguments: Sequence[str]) -> None:
 def exit_status(command: Callable[[], None]) -> int:
     """Run a command; turn what went wrong into one line and an exit status."""
     try:
-        command()
+        with narrated(_tell):
+            command()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -237,6 +239,11 @@ def exit_status(command: Callable[[], None]) -> int:
         sys.stderr.write("stopped\n")
         return 130
     return 0
+
+
+def _tell(line: str) -> None:
+    """Write a line of progress."""
+    tqdm.write(line, file=sys.stderr)
 
 
 def say(text: str) -> None:
@@ -302,7 +309,7 @@ def check_data(command: DataCheck) -> None:
     """`scribbleseg data check`: exits 2 where anything is wrong, after saying all of it."""
     from scribbleseg.datasets.check import check
 
-    sheet = command.out or Path(f"{command.root.resolve().name}-check.jpg")
+    sheet = command.out or Path(f"{Path(command.root).resolve().name}-check.jpg")
     result = check(command.root, sheet, progress=bar)
     say(result.text())
     if result.errors:

@@ -31,6 +31,9 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 ConfigT = TypeVar("ConfigT")
 
+MAX_SIDE = 8192
+"""Longest side that a network is shown, in pixels: what a checkpoint asks for must fit a memory."""
+
 
 def require(condition: bool, key: str, value: object, expected: str) -> None:
     """Raise an `InputError` that names the setting, its value and the remedy unless `condition`."""
@@ -43,7 +46,9 @@ class DataConfig:
     """Which samples are read, and at which scale the network sees them."""
 
     root: str = ""
-    """Folder that holds SPLIT/images, SPLIT/scribbles and SPLIT/ground_truth."""
+    """Folder or URI (s3://, gs://) that holds SPLIT/images, SPLIT/scribbles and SPLIT/ground_truth;
+    from a URI, each machine fetches what it needs into its cache_dir, once.
+    """
     split: str = "train"
     """Split to train on."""
     fold: int | None = 0
@@ -61,11 +66,14 @@ class DataConfig:
     best.
     """
     long_side: int = 256
-    """Longer side of an image when it is validated or predicted, in network pixels (32 or more)."""
+    """Longer side of an image when it is validated or predicted, in network pixels (32 to 8192).
+    """
     crop_size: int = 224
-    """Side of the square training crop, in network pixels (32 or more)."""
+    """Side of the square training crop, in network pixels (32 to 8192)."""
     cache_dir: str | None = None
-    """Folder for the decoded images; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg."""
+    """Folder for fetched and decoded images, best on a disk of the machine itself; None:
+    $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg.
+    """
     num_workers: int = 1
     """Loader processes per training worker; 0 loads in the training process."""
 
@@ -85,8 +93,13 @@ class DataConfig:
             "None while data.fold is set; give --data.fold None to validate on another split",
         )
         require(0 < self.share <= 1, "data.share", self.share, "a share above 0, at most 1")
-        require(self.long_side >= 32, "data.long_side", self.long_side, "32 pixels or more")
-        require(self.crop_size >= 32, "data.crop_size", self.crop_size, "32 pixels or more")
+        for key in ("long_side", "crop_size"):
+            require(
+                32 <= getattr(self, key) <= MAX_SIDE,
+                f"data.{key}",
+                getattr(self, key),
+                f"32 to {MAX_SIDE} pixels",
+            )
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
 
 
@@ -156,7 +169,9 @@ class ModelConfig:
     vit_unet (vision transformer as encoder).
     """
     width: int = 16
-    """Channels of the first level; each level doubles them, up to 16 x width (a multiple of 8)."""
+    """Channels of the first level; each level doubles them, up to 16 x width (a multiple of 8,
+    at most 1024).
+    """
     depth: int = 6
     """Number of resolution levels; the coarsest has stride 2^(depth - 1) (2 to 6). vit_unet has as
     many as its patch size asks for.
@@ -171,7 +186,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(
-            self.width >= 8 and self.width % 8 == 0, "model.width", self.width, "a multiple of 8"
+            8 <= self.width <= 1024 and self.width % 8 == 0,
+            "model.width",
+            self.width,
+            "a multiple of 8, at most 1024",
         )
         require(2 <= self.depth <= 6, "model.depth", self.depth, "2 to 6")
         require(self.patch_size in (8, 16), "model.patch_size", self.patch_size, "8 or 16 pixels")
@@ -307,9 +325,13 @@ class PretrainDataConfig:
     """Which images are learned from; labels are never read."""
 
     roots: tuple[str, ...] = ()
-    """Folders of images; all their subfolders are searched, those of labels passed over."""
+    """Folders or URIs (s3://, gs://) of images; all their subfolders are searched, those of labels
+    passed over.
+    """
     cache_dir: str | None = None
-    """Folder for the decoded images; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg."""
+    """Folder for fetched and decoded images, best on a disk of the machine itself; None:
+    $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg.
+    """
     num_workers: int = 1
     """Loader processes per training worker; 0 loads in the training process."""
 
@@ -438,7 +460,7 @@ class ProbeConfig:
     """A training-free look at the encoder: each pixel takes the label of its nearest stroke."""
 
     root: str | None = None
-    """Folder of the data contract with some labelled images; None: no probe."""
+    """Folder or URI of the data contract with some labelled images; None: no probe."""
     split: str = "train"
     """Split to take them from."""
     num_images: int = 32
@@ -502,7 +524,11 @@ def override(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
     arguments: list[str] = []
     for key, value in changes.items():
         if isinstance(value, list | tuple) and _is_sequence(type(config), key):
-            arguments += [f"--{key}", *(str(item) for item in cast(Sequence[object], value))]
+            items = [str(item) for item in cast(Sequence[object], value)]
+            # The parser would take it for another setting, or for a call for help.
+            options = [item for item in items if item.startswith("--")]
+            require(not options, key, options[:1], "values that do not begin with --")
+            arguments += [f"--{key}", *items]
         else:
             arguments.append(f"--{key}={value}")
     return parse_arguments(

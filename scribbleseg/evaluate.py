@@ -20,6 +20,7 @@ from torch import nn
 
 from scribbleseg.checkpoint import to_json, write_bytes
 from scribbleseg.config import FinetuneConfig
+from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
     OBJECT,
     UNLABELLED,
@@ -153,7 +154,8 @@ def list_scored(
     Raises:
         InputError: The split is missing, has no ground truth, or is smaller than its folds.
     """
-    truth = Path(root) / split / "ground_truth"
+    root = local_copy(root, below=split)
+    truth = root / split / "ground_truth"
     if truth.parent.is_dir() and not truth.is_dir():
         raise InputError(
             f"{truth}: no such folder; evaluating needs a mask per image; name a split that has "
@@ -182,7 +184,7 @@ def evaluate(
 
     Args:
         predictor: The network.
-        root: Folder that holds the splits.
+        root: Folder or URI that holds the splits.
         split: Name of the split; it must have ground truth.
         out: Folder for scores.csv, summary.json and the masks; None writes nothing.
         fold: Only this fold of the split, by the rule of `fold_stems`; None: all of it.

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from scribbleseg.checkpoint import read_model, transfer
 from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig
+from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
-    IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     UNLABELLED,
     ScenePaths,
@@ -249,6 +249,9 @@ def load(checkpoint: str | Path, *, device: str | None = None) -> Predictor:
             f"{checkpoint}: holds a pretrained encoder, expected a segmentation network; fine-tune "
             f"it first: python -m train.finetune RECIPE --init-from {checkpoint}"
         )
+    # First without memory, which settings that do not belong to the weights could ask much of.
+    with torch.device("meta"):
+        transfer(build_model(found.config.model), found.weights)
     model = build_model(found.config.model)
     transfer(model, found.weights)
     return Predictor(

@@ -38,17 +38,18 @@ PERCENTILES = (0.02, 0.98)
 CHUNK = 4096
 
 
-def list_probe_scenes(config: ProbeConfig) -> list[ScenePaths]:
+def list_probe_scenes(config: ProbeConfig, cache_dir: str | None = None) -> list[ScenePaths]:
     """Return `num_images` labelled samples, spread evenly over the sorted stems.
 
-    There are fewer where fewer have a mask, and none where no root is set.
+    There are fewer where fewer have a mask, and none where no root is set. Remote ones are kept in
+    `cache_dir`, see `remote.local_copy`.
 
     Raises:
         InputError: the split is missing, breaks the data contract, or has no mask at all.
     """
     if config.root is None:
         return []
-    scenes = list_scenes(config.root, config.split, need_masks=False)
+    scenes = list_scenes(config.root, config.split, need_masks=False, cache_dir=cache_dir)
     labelled = [scene for scene in scenes if scene.ground_truth is not None]
     if not labelled:
         raise InputError(

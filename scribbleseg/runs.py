@@ -24,6 +24,7 @@ import os
 import re
 import shutil
 import statistics
+import sys
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ METRICS = "metrics.jsonl"
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{4,9})")
 _MAX_FILE_BYTES = 1_000_000
+_MAX_METRICS_BYTES = 100_000_000
 _EPOCHS_FOR_PACE = 5
 
 
@@ -73,20 +75,8 @@ class RunFolder:
         Raises:
             InputError: a storage that cannot be reached.
         """
-        if "://" not in uri:
-            path = str(Path(uri).expanduser().absolute())
-            return RunFolder(filesystem=LocalFileSystem(), path=path)
-        try:
-            filesystem, path = FileSystem.from_uri(uri)
-            if not path:
-                raise ValueError("it names no bucket")
-        except (ValueError, OSError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"{uri}: not a storage that can be reached ({reason}); "
-                "expected a local path, s3://BUCKET/PATH or gs://BUCKET/PATH"
-            ) from None
-        return RunFolder(filesystem=filesystem, path=path.rstrip("/"))
+        filesystem, path = open_storage(uri)
+        return RunFolder(filesystem=filesystem, path=path)
 
     @property
     def name(self) -> str:
@@ -173,10 +163,10 @@ class RunFolder:
         """Read metrics.jsonl; an empty list where there is none.
 
         Raises:
-            InputError: a line is not a JSON object.
+            InputError: a line is not a JSON object, or it is far too large.
         """
         path = f"{self.path}/{METRICS}"
-        lines = (_read(self.filesystem, path) or b"").splitlines()
+        lines = (_read(self.filesystem, path, limit=_MAX_METRICS_BYTES) or b"").splitlines()
         return [
             checkpoint.parse_json(line, f"{path}, line {number}")
             for number, line in enumerate(lines, start=1)
@@ -266,9 +256,24 @@ class RunFolder:
         """Return `checkpoint`, `epoch`, `metric` and `value` of the best; None where there is none.
 
         Raises:
-            InputError: best.json is not a JSON object.
+            InputError: best.json does not say so.
         """
-        return self.read_json(BEST)
+        tree = self.read_json(BEST)
+        match tree:
+            case None:
+                return None
+            case {
+                "checkpoint": str(),
+                "epoch": int(),
+                "metric": str(),
+                "value": int() | float(),
+            } if checkpoint.is_plain_name(tree["checkpoint"]):
+                return tree
+            case _:
+                raise InputError(
+                    f"{self.path}/{BEST}: does not say which checkpoint is best; expected "
+                    "checkpoint, epoch, metric and value"
+                )
 
     def prune(self, keep: int) -> None:
         """Remove all checkpoints but the last `keep` whole ones and the best.
@@ -327,6 +332,27 @@ class RunFolder:
             and (not hashed or _sha256(self.filesystem, info.path) == stamp.sha256)
             for info, stamp in zip(infos, stamps.values(), strict=True)
         )
+
+
+def open_storage(uri: str) -> tuple[FileSystem, str]:
+    """Return the file system of a local path or URI, and the path on it, absolute.
+
+    Raises:
+        InputError: a storage that cannot be reached.
+    """
+    if "://" not in uri:
+        return LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+        if not path:
+            raise ValueError("it names no bucket")
+    except (ValueError, OSError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{uri}: not a storage that can be reached ({reason}); "
+            "expected a local path, s3://BUCKET/PATH or gs://BUCKET/PATH"
+        ) from None
+    return filesystem, path.rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -556,4 +582,7 @@ def _seconds_left(
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    # Neither NaN nor what no float can hold.
+    if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        return None
+    return float(value)

@@ -14,6 +14,7 @@ STORAGE/NAME/
 import csv
 import io
 import json
+import math
 import re
 import statistics
 from collections import Counter
@@ -182,11 +183,12 @@ def read_table(sweep: RunFolder) -> list[Trial]:
         InputError: it is not a table of trials.
     """
     content = sweep.read_file(TABLE)
-    rows = csv.DictReader(io.StringIO((content or b"").decode()))
     try:
+        rows = csv.DictReader(io.StringIO((content or b"").decode()))
         return [_parse(row) for row in rows]
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{sweep.path}/{TABLE}: not a table of trials ({error})") from None
+    except (KeyError, ValueError, TypeError, RecursionError, csv.Error) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{sweep.path}/{TABLE}: not a table of trials ({reason})") from None
 
 
 def _parse(row: Mapping[str, str]) -> Trial:
@@ -197,15 +199,23 @@ def _parse(row: Mapping[str, str]) -> Trial:
         number=int(row["number"]),
         state=row["state"],
         epochs=int(row["epochs"]),
-        score=float(row["score"]) if row["score"] else None,
-        miou=float(row["miou"]) if row["miou"] else None,
+        score=_finite(row["score"]) if row["score"] else None,
+        miou=_finite(row["miou"]) if row["miou"] else None,
         best_epoch=int(row["best_epoch"]) if row["best_epoch"] else None,
-        seconds=float(row["seconds"]),
+        seconds=_finite(row["seconds"]),
         reason=row["reason"],
         params={
             name: json.loads(text) for name, text in row.items() if name not in _FIGURES and text
         },
     )
+
+
+def _finite(text: str) -> float:
+    """Return a number that can be ranked and added up."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 def write_best(sweep: RunFolder, run: RunFolder, facts: Mapping[str, Any]) -> None:
@@ -274,7 +284,9 @@ def status(uri: str) -> SweepStatus:
         raise InputError(f"{uri}: holds no {SWEEP}; expected the folder of a sweep, STORAGE/NAME")
     # The table is as old as the last start or end of a trial; runs in progress know more.
     trials = [trial if trial.ended else refresh(sweep, trial) for trial in read_table(sweep)]
-    num_trials = int(record.get("num_trials", len(trials)))
+    num_trials = record.get("num_trials", len(trials))
+    if type(num_trials) is not int:
+        raise InputError(f"{uri}/{SWEEP}: num_trials is {num_trials!r:.80}, expected a number")
     return SweepStatus(
         name=sweep.name,
         finished=record.get("finished") is True,

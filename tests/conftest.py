@@ -99,6 +99,15 @@ def object_store() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture
+def bucket_data(object_store: str, tiny_data: Path, tmp_path: Path) -> str:
+    """URI of a copy of the tiny data on the object store."""
+    uri = f"{object_store}/data-{tmp_path.name}"
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    pyarrow.fs.copy_files(str(tiny_data), path, destination_filesystem=filesystem)
+    return uri
+
+
 @pytest.fixture(params=["local", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty storage of each kind."""

@@ -16,7 +16,7 @@ MODULES = sorted(
 )
 # A module sees only rooms that stand before its own.
 FLOORS = [
-    ["errors"],
+    ["errors", "progress"],
     ["config"],
     ["device", "distributed", "schedules"],
     ["scribbles", "losses", "models", "metrics"],

@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +283,20 @@ def description(**changes: object) -> dict[str, Any]:
         (description(config={"model": {"width": "wide"}}), "model.width"),
         (description(config={"model": {"width": [16]}}), "model.width"),
         (description(config={"model": {"width": 17}}), "multiple of 8"),
+        (description(config={"model": {"width": 8 * 10**9}}), "at most 1024"),
+        (description(config={"model": {"width": 10**4000}}), "model.width"),
+        (description(config={"model": {"depth": 10**6}}), "model.depth"),
+        (description(config={"data": {"long_side": 10**9}}), "data.long_side"),
+        (description(config={"optim": {"learning_rate": float("inf")}}), "optim.learning_rate"),
+        (description(config={"optim": {"learning_rate": float("nan")}}), "optim.learning_rate"),
+        (
+            description(kind="dino", config={"data": {"roots": ["--help"]}}),
+            "values that do not begin with --",
+        ),
+        (
+            description(kind="dino", config={"data": {"roots": ["a", "--train.epochs=9"]}}),
+            "values that do not begin with --",
+        ),
         (description(config={"model": {"architecture": "vit"}}), "model.architecture"),
         (description(config={"train": {"epochs": -1}}), "train.epochs"),
         (description(config={"train": {"compile": "x\ny"}}), "train.compile"),
@@ -342,6 +358,10 @@ def tensor_header(**changes: object) -> bytes:
         safetensors_file(tensor_header(shape=[2**62, 2**62]), b"\0" * 8),
         safetensors_file(tensor_header(shape=[2**40]), b"\0" * 8),
         safetensors_file(tensor_header(shape=[-2]), b"\0" * 8),
+        safetensors_file(tensor_header(shape=[0, 2**62, 2**62], data_offsets=[0, 0])),
+        safetensors_file(
+            tensor_header(v={"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}), b"\0" * 12
+        ),
         safetensors_file(tensor_header(shape="x"), b"\0" * 8),
         safetensors_file(tensor_header(data_offsets=[8, 0]), b"\0" * 8),
         safetensors_file(tensor_header(data_offsets=[0, 2**63]), b"\0" * 8),
@@ -402,6 +422,118 @@ def test_a_training_state_of_another_shape_gives_one_line(folder: Path) -> None:
     one_line(lambda: read_trainer(folder))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "trainer.pt"])
+def test_a_link_to_a_file_elsewhere_is_no_way_to_read_it(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    secret = tmp_path / "secret"
+    # Of the size that the manifest says, which may be guessed; its content cannot be.
+    secret.write_bytes(b"s" * (folder / name).stat().st_size)
+    (folder / name).unlink()
+    (folder / name).symlink_to(secret)
+    assert "sha256" in one_line(lambda: (read_model(folder), read_trainer(folder)))
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    assert "missing" in one_line(lambda: (read_model(folder), read_trainer(folder)))
+
+
+def test_weights_of_another_kind_of_number_do_not_fit() -> None:
+    model = network()
+    weights = dict(model.state_dict())
+    weights["0.weight"] = torch.zeros(weights["0.weight"].shape, dtype=torch.int64)
+    weights["1.num_batches_tracked"] = torch.tensor(0.5)
+    message = one_line(lambda: transfer(model, weights))
+    assert "mis-shaped: 0.weight, 1.num_batches_tracked" in message
+
+
+# Hostile files that ask for memory: they are read in a process that may not have much.
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import torch
+from scribbleseg.checkpoint import read_trainer
+from scribbleseg.config import ModelConfig
+from scribbleseg.models import build_model
+from scribbleseg.predict import load
+
+torch.set_num_threads(1)
+build_model(ModelConfig(architecture="vit_unet"))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, resource.RLIM_INFINITY))
+for folder in sys.argv[1:]:
+    try:
+        read_trainer(Path(folder)) if Path(folder).name.startswith("trainer") else load(folder)
+        sys.stdout.write("accepted\\n")
+    except Exception as error:
+        sys.stdout.write(f"{type(error).__name__}: {error}\\n")
+"""
+
+
+def legacy_state(path: Path) -> None:
+    """The format before archives: sizes are promised and allocated, then the file is read."""
+    torch.save({"w": torch.zeros(4)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    # In the pickle, a count of 4 is K\x04; of 2**40 it is a long integer of 6 bytes.
+    promised = content.replace(b"cpu\x94K\x04", b"cpu\x94\x8a\x06" + (2**40).to_bytes(6, "little"))
+    path.write_bytes(promised)
+
+
+def bomb(path: Path, method: int) -> None:
+    """A training state whose archive unpacks to more than there is."""
+    torch.save({"w": torch.zeros(4)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(
+                name, content if "data.pkl" not in name else content + bytes(400_000_000)
+            )
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc and RLIMIT_AS")
+def test_what_asks_for_memory_is_refused_before_it_gets_it(tmp_path: Path) -> None:
+    folders = []
+
+    def hostile(name: str) -> Path:
+        folders.append(tmp_path / name)
+        return write_whole(tmp_path / name)
+
+    for width, depth in ((8 * 10**9, 6), (1024, 6), (16, 10**6)):
+        wide = description(config={"model": {"width": width, "depth": depth}})
+        rewrite(hostile(f"width{width}x{depth}"), "config.json", json.dumps(wide).encode())
+    for architecture in ("resunet", "attention_resunet", "vit_unet"):
+        model = {"width": 1024, "architecture": architecture}
+        text = json.dumps(description(config={"model": model})).encode()
+        rewrite(hostile(architecture), "config.json", text)
+    for dino in ("out_dim", "hidden_dim"):
+        text = json.dumps(description(kind="dino", config={"dino": {dino: 10**12}})).encode()
+        rewrite(hostile(dino), "config.json", text)
+    header = safetensors_file(b"{}", size=2**33)
+    rewrite(hostile("header"), "model.safetensors", header)
+    huge = safetensors_file(tensor_header(shape=[2**33], data_offsets=[0, 2**35]), b"\0" * 8)
+    rewrite(hostile("shape"), "model.safetensors", huge)
+    for name, write in (
+        ("trainer-legacy", legacy_state),
+        ("trainer-bomb", lambda path: bomb(path, zipfile.ZIP_DEFLATED)),
+    ):
+        folder = hostile(name)
+        write(folder / "trainer.pt")
+        write_manifest(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_LITTLE_MEMORY, *map(str, folders)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == len(folders)
+    names = [folder.name for folder in folders]
+    bad = {n: line for n, line in zip(names, said, strict=True) if "InputError: " not in line}
+    assert bad == {}
+
+
 def manifest(**files: object) -> dict[str, Any]:
     """A manifest of these entries."""
     return {"format": 1, "files": files}
@@ -426,6 +558,8 @@ ENTRY = {"size": 1, "sha256": "0" * 64}
         {"format": 1, "files": {"a/b": ENTRY}},
         {"format": 1, "files": {"a\\b": ENTRY}},
         {"format": 1, "files": {"..": ENTRY}},
+        {"format": 1, "files": {"C:a": ENTRY}},
+        {"format": 1, "files": {"C:\\a": ENTRY}},
         {"format": 1, "files": {"": ENTRY}},
         {"format": 1, "files": {"a\nb": ENTRY}},
         {"format": 1, "files": {"a\0b": ENTRY}},

@@ -507,3 +507,36 @@ def test_status_of_odd_files_says_what_it_can(local_run: RunFolder) -> None:
     local_run.write_metrics([{"epoch": "one", "seconds": None}])
     found = status(local_run.path)
     assert (found.epoch, found.epochs, found.seconds_left) == (0, None, None)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"checkpoint": "../../etc", "epoch": 1, "metric": "miou", "value": 0.5},
+        {"checkpoint": "checkpoint_0001", "epoch": [1], "metric": "miou", "value": 0.5},
+        {"checkpoint": "checkpoint_0001", "epoch": 1, "metric": "miou", "value": "0.5"},
+    ],
+)
+def test_a_hostile_best_json_gives_one_line(local_run: RunFolder, tree: dict[str, Any]) -> None:
+    local_run.write_json("best.json", tree)
+    assert "best.json: does not say which" in one_line(local_run.best)
+
+
+def test_numbers_that_are_none_do_not_stop_the_status(local_run: RunFolder) -> None:
+    local_run.write_json("run.json", {"config": {"train": {"epochs": 3}}})
+    folder = Path(local_run.path)
+    (folder / "metrics.jsonl").write_text('{"epoch": NaN, "seconds": 1' + "0" * 400 + "}\n")
+    found = status(local_run.path)
+    assert (found.epoch, found.seconds_left) == (0, None)
+
+
+def test_pruning_removes_a_link_and_nothing_that_it_leads_to(
+    local_run: RunFolder, tmp_path: Path
+) -> None:
+    outside = build(tmp_path / "outside")
+    save(local_run, 2)
+    (Path(local_run.path) / "checkpoint_0001").symlink_to(outside)
+    local_run.prune(1)
+    assert local_run.checkpoints() == [2]
+    assert (outside / "model.safetensors").exists()

@@ -158,3 +158,37 @@ def test_a_best_outside_the_sweep_is_refused(sweep, tmp_path, run, capsys):
     line = ["pull", sweep.path, "--out", str(tmp_path / "out")]
     assert exit_status(lambda: run_line(line)) == 2
     assert "does not name a checkpoint folder" in capsys.readouterr().err
+
+
+HEADER = "number,state,epochs,score,miou,best_epoch,seconds,reason"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00",
+        b"a,b\n1,2\n",
+        f"{HEADER}\n0,finished,1,nan,,,1,\n".encode(),
+        f"{HEADER}\n0,finished,1,,,,inf,\n".encode(),
+        f"{HEADER}\n../../x,finished,1,,,,1,\n".encode(),
+        f"{HEADER}\n0,gone,1,,,,1,\n".encode(),
+        f"{HEADER}\n0,finished,1,,,,1,,surplus\n".encode(),
+        f"{HEADER},a\n0,finished,1,,,,1,,{'[' * 100_000}\n".encode(),
+        f"{HEADER}\n0,finished,1,,,,1,{'x' * 200_000}\n".encode(),
+        f"{HEADER}\n{'9' * 5000},finished,1,,,,1,\n".encode(),
+    ],
+    ids=range(10),
+)
+def test_a_hostile_table_gives_one_line(sweep, content):
+    sweep.write_file("trials.csv", content)
+    with pytest.raises(InputError, match="trials.csv: not a table of trials") as caught:
+        read_table(sweep)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("number", [None, "7", [1], 1.5, {"a" * 9999: 1}])
+def test_a_hostile_number_of_trials_gives_one_line(sweep, number):
+    sweep.write_json("sweep.json", {"num_trials": number})
+    with pytest.raises(InputError, match="num_trials is .*, expected a number") as caught:
+        status(f"{sweep.path}")
+    assert len(str(caught.value)) < 1000

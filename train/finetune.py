@@ -36,7 +36,8 @@ def main(arguments: Sequence[str]) -> None:
         config = replace(config, init_from=absolute(config.init_from))
     if launch.is_local:
         # On a cluster the data are where the workers are, and are checked there.
-        list_scenes(config.data.root, config.data.split, need_masks=False)
+        data = config.data
+        list_scenes(data.root, data.split, need_masks=False, cache_dir=data.cache_dir)
     # Imported here because it brings Ray, which `--help` and loader processes do without.
     from train.worker import train_worker
 

@@ -127,6 +127,10 @@ def start_ray(launch: LaunchConfig) -> None:
         return
     for name, value in (CLUSTER | (ALONE if launch.is_local else {})).items():
         os.environ.setdefault(name, value)
+    if launch.is_local:
+        from train.loopback import stay_on_loopback
+
+        stay_on_loopback()
     # Left to itself, Ray would join whatever cluster was last started on this machine, and wait for
     # minutes for one that is long gone.
     address = "local" if launch.is_local else launch.address
@@ -249,6 +253,8 @@ def launch_job(
     import ray.train
     import ray.train.torch
 
+    from train.loopback import LoopbackConfig
+
     # Ray tells of every report; what a person needs is on the board.
     logging.getLogger("ray").setLevel(logging.ERROR)
     if launch.is_alone:
@@ -272,6 +278,7 @@ def launch_job(
         worker,
         train_loop_config=payload
         | {"board": board, "cpus": resources.cpus, "gpus": resources.gpus},
+        torch_config=LoopbackConfig() if launch.is_local else None,
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=run.name,

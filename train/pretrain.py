@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
         config = replace(config, probe=replace(config.probe, root=absolute(config.probe.root)))
     if launch.is_local or not roots:
         # On a cluster the images are where the workers are, and are looked for there.
-        list_images(roots)
+        list_images(roots, config.data.cache_dir)
     # Imported here because it brings Ray, which `--help` and loader processes do without.
     from train.worker import pretrain_worker
 

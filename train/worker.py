@@ -9,6 +9,7 @@ reports every epoch to Ray, which hangs otherwise. A sweep's trial of one worker
 import contextlib
 import importlib.metadata
 import logging
+import platform
 import shutil
 import tempfile
 import time
@@ -39,6 +40,7 @@ from scribbleseg.loops import pretrain, segment
 from scribbleseg.loops.batches import BatchPlan, open_data
 from scribbleseg.loops.state import TrainState, init_state
 from scribbleseg.loops.steps import EpochDone, Event, Row, SaveDue, StepDone
+from scribbleseg.progress import narrated
 from scribbleseg.report.pretraining import NUM_SCENES, draw_picture, picture_name
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard
@@ -194,7 +196,11 @@ def train_run(
         prepare_cpu(payload["cpus"])
     run = RunFolder.at(payload["storage"], payload["name"])
     resumed = run.last(hashed=True)
-    job = assemble(payload["config"], device, resumed=resumed is not None)
+    say = payload["board"].say
+    # Every machine fetches its own copy of remote data, so each says who it is.
+    node = f"{platform.node()}: " if world_size() > 1 else ""
+    with narrated(lambda line: say(node + line)):
+        job = assemble(payload["config"], device, resumed=resumed is not None)
     if resumed is not None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = run.fetch(resumed, Path(scratch) / "resumed")

@@ -213,8 +213,8 @@ def settle(job: AblationJob, base: AblationJob) -> AblationJob:
     images = tuple(absolute(each) for each in job.images or (root,))
     if job.launch.is_local:
         # On a cluster the data are where the workers are, and are checked there.
-        list_scenes(root, data.split, need_masks=True)
-        list_images(images)
+        list_scenes(root, data.split, need_masks=True, cache_dir=data.cache_dir)
+        list_images(images, job.pretrain.data.cache_dir)
     finetune = replace(job.finetune, data=replace(data, root=root))
     return replace(job, finetune=finetune, data_root=root, images=images)
 

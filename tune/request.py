@@ -144,7 +144,7 @@ def prepare(arguments: Sequence[str]) -> Sweep:
     title = job.name or f"sweep-{title}-{config_hash(identity)}"
     if job.launch.is_local:
         # On a cluster the data are where the workers are, and are checked there.
-        list_scenes(config.data.root, data.split, need_masks=False)
+        list_scenes(config.data.root, data.split, need_masks=False, cache_dir=data.cache_dir)
     return Sweep(
         job=job,
         space=space,

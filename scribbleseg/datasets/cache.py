@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock
 from jaxtyping import UInt8
 
+from scribbleseg.datasets.files import cache_folder
 from scribbleseg.datasets.scenes import Scene, ScenePaths, read_scene
 from scribbleseg.errors import InputError
 
@@ -151,8 +152,6 @@ def data_path(kind: str, sources: Iterable[Path], folder: str | Path | None) -> 
         sources: Files that are decoded: their paths, sizes and modification times count.
         folder: Where caches are kept; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg.
     """
-    if folder is None:
-        folder = os.environ.get("SCRIBBLESEG_CACHE") or Path.home() / ".cache" / "scribbleseg"
     digest = hashlib.sha256(kind.encode())
     for source in sources:
         state = "unreadable"
@@ -162,7 +161,7 @@ def data_path(kind: str, sources: Iterable[Path], folder: str | Path | None) -> 
             state = f"{status.st_size}\0{status.st_mtime_ns}"
         line = f"{os.path.realpath(source)}\0{state}\0"
         digest.update(line.encode(errors="surrogateescape"))
-    return Path(folder) / f"{digest.hexdigest()[:16]}.u8"
+    return cache_folder(folder) / f"{digest.hexdigest()[:16]}.u8"
 
 
 def open_or_build(

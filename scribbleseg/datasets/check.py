@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from scribbleseg.datasets.files import write_picture
+from scribbleseg.datasets.files import IMAGE_SUFFIXES, write_picture
+from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
-    IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     OBJECT,
     UNLABELLED,
@@ -158,19 +158,19 @@ def check(
     One sample at a time is in memory, and the thumbnails of the contact sheet.
 
     Args:
-        root: Folder of the data contract.
+        root: Folder or URI of the data contract; a remote one is fetched first.
         out: JPEG file to draw the contact sheet to (up to 24 samples, evenly spread over all
             splits); None: no sheet.
         progress: Wraps the samples as they are read, for example in a progress bar.
 
     Raises:
-        InputError: `root` holds no split at all. Everything else is collected in the report.
+        InputError: `root` holds no split at all, or cannot be fetched. Everything else is collected
+            in the report.
     """
+    root = local_copy(root)
     errors: list[str] = []
     warnings: list[Oddity] = []
-    splits = {
-        folder.name: _list_split(folder, errors, warnings) for folder in _split_folders(Path(root))
-    }
+    splits = {folder.name: _list_split(folder, errors, warnings) for folder in _split_folders(root)}
     samples = [sample for split in splits.values() for sample in split]
     facts: dict[str, list[SceneFacts]] = {name: [] for name in splits}
     shown = set(np.linspace(0, len(samples) - 1, MAX_TILES).round().astype(int).tolist())
@@ -190,7 +190,7 @@ def check(
         # Full chroma resolution: thin coloured lines are what the sheet is about.
         write_picture(out, draw_sheet(tiles), "JPEG", quality=90, subsampling=0)
     return CheckReport(
-        root=Path(root),
+        root=root,
         splits=tuple(_summary(name, splits[name], facts[name]) for name in splits),
         errors=tuple(errors),
         warnings=tuple(warnings),

@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from scribbleseg.datasets.files import bits_per_channel, has_alpha, new_folder, open_picture
+from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
     OBJECT,
@@ -101,7 +102,7 @@ def convert(
     match are not mended.
 
     Args:
-        root: Folder of splits; it is only read.
+        root: Folder or URI of splits; it is only read.
         out: New folder; it appears when all is written.
         strokes: The values of object strokes, background strokes and unlabelled pixels; None:
             (1, 0, 255), (1, 2, 0) or (1, 0, 2), told by the values and by which covers most.
@@ -114,7 +115,7 @@ def convert(
         InputError: values that leave a doubt (the message names the option that settles it), files
             that cannot be read or do not match, or `out` exists.
     """
-    root = Path(root)
+    root = local_copy(root)
     scenes = {
         split: list_scenes(root, split, need_masks=(root / split / "ground_truth").is_dir())
         for split in list_splits(root)

@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from scribbleseg.errors import InputError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
 # Pillow's decoders meet damaged files with all of these.
 _DECODE_ERRORS = (
     OSError,
@@ -23,6 +25,12 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """Return where caches are kept; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg."""
+    default = Path.home() / ".cache" / "scribbleseg"
+    return Path(folder or os.environ.get("SCRIBBLESEG_CACHE") or default)
 
 
 @contextlib.contextmanager

@@ -25,29 +25,35 @@ from scribbleseg.datasets.cache import (
     open_or_build,
     read_ahead,
 )
-from scribbleseg.datasets.files import reason
-from scribbleseg.datasets.scenes import IMAGE_SUFFIXES, read_image
+from scribbleseg.datasets.files import IMAGE_SUFFIXES, reason
+from scribbleseg.datasets.remote import local_copy
+from scribbleseg.datasets.scenes import read_image
 from scribbleseg.errors import InputError
 
 FORMAT = 1
 LABEL_FOLDERS = ("scribbles", "ground_truth")
 
 
-def list_images(roots: Sequence[str | Path]) -> list[Path]:
+def list_images(roots: Sequence[str | Path], cache_dir: str | Path | None = None) -> list[Path]:
     """Return all images below some folders, sorted; no file is opened.
 
     Hidden files and folders and the data contract's folders of labels are passed over; links are
     followed; a folder that is reached twice counts once.
 
+    Args:
+        roots: Folders or URIs; remote ones are fetched first.
+        cache_dir: Where remote images are kept; see `remote.local_copy`.
+
     Raises:
-        InputError: no roots, a root that is missing or holds no image, or an unreadable folder.
+        InputError: no roots, a root that is missing or holds no image, or an unreadable folder;
+            remote images cannot be fetched.
     """
     if not roots:
         raise InputError("data.roots is not set; expected folders of images: --data.roots DIR ...")
     images: dict[tuple[str, str], Path] = {}
     for root in roots:
         # The first name under which a file is found stays.
-        images = _list_below(Path(root)) | images
+        images = _list_below(local_copy(root, cache_dir)) | images
     return sorted(images.values())
 
 

@@ -18,18 +18,19 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from scribbleseg.datasets.files import (
+    IMAGE_SUFFIXES,
     bits_per_channel,
     has_alpha,
     open_picture,
     reason,
     write_picture,
 )
+from scribbleseg.datasets.remote import local_copy
 from scribbleseg.errors import InputError
 
 # Masks use the values of strokes; there 255 means "ignore".
 from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
 
 # Black, orange-red and cream: 0, 1 and 255 are told apart at a glance, on masks and on strokes.
@@ -102,20 +103,25 @@ def list_splits(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob("*/images") if path.is_dir())
 
 
-def list_scenes(root: str | Path, split: str, *, need_masks: bool) -> list[ScenePaths]:
+def list_scenes(
+    root: str | Path, split: str, *, need_masks: bool, cache_dir: str | Path | None = None
+) -> list[ScenePaths]:
     """Return the samples of ROOT/SPLIT, sorted by stem; no file is opened.
 
     Args:
-        root: Folder that holds the splits.
+        root: Folder or URI that holds the splits; of a remote one, the split is fetched first.
         split: Name of the split.
         need_masks: Every sample must have a ground truth; otherwise those that exist are listed.
+        cache_dir: Where remote data are kept; see `remote.local_copy`.
 
     Raises:
-        InputError: a folder is missing, it holds no images, or stems do not match.
+        InputError: a folder is missing, it holds no images, or stems do not match; remote data
+            cannot be fetched.
     """
-    folder = Path(root) / split
+    root = local_copy(root, cache_dir, below=split)
+    folder = root / split
     if not folder.is_dir():
-        found = ", ".join(list_splits(Path(root))) or "no split"
+        found = ", ".join(list_splits(root)) or "no split"
         raise InputError(f"{folder}: no such split; {root} holds {found}; name one that exists")
     images = list_files(folder / "images", IMAGE_SUFFIXES)
     if not images:

@@ -5,7 +5,6 @@ again, it is left alone; a folder that holds anything else is never touched.
 """
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ from torchvision.datasets import (  # pyright: ignore[reportMissingTypeStubs]
 )
 
 from scribbleseg.datasets.demo import draw_demo_scene, photographs
-from scribbleseg.datasets.files import new_folder, open_picture, reason
+from scribbleseg.datasets.files import cache_folder, new_folder, open_picture, reason
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
     OBJECT,
@@ -176,8 +175,7 @@ def benchmark_stems(split: str) -> list[str]:
 
 def downloads_folder() -> Path:
     """Return where archives are kept: downloads/ in $SCRIBBLESEG_CACHE or ~/.cache/scribbleseg."""
-    cache = os.environ.get("SCRIBBLESEG_CACHE") or Path.home() / ".cache" / "scribbleseg"
-    return Path(cache) / "downloads"
+    return cache_folder() / "downloads"
 
 
 def _fetch_voc(downloads: Path, stems: Sequence[str]) -> Path:

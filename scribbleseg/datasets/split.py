@@ -25,7 +25,7 @@ def split(
     training follows without any list. With a hold-out, `train.txt` and `val.txt` as well.
 
     Args:
-        root: Folder of the data contract.
+        root: Folder or URI of the data contract.
         name: Name of the split.
         num_folds: Number of folds (2 or more).
         out: New folder for the lists.

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -160,7 +159,7 @@ def open_data(config: FinetuneConfig) -> RunData:
     if not data.root:
         raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
     need_masks = config.loss.supervision == "mask" or data.fold is not None
-    scenes = list_scenes(data.root, data.split, need_masks=need_masks)
+    scenes = list_scenes(data.root, data.split, need_masks=need_masks, cache_dir=data.cache_dir)
     validation: list[ScenePaths] = []
     if data.fold is not None:
         _, held_out = fold_stems([s.stem for s in scenes], data.fold, data.num_folds)
@@ -168,12 +167,14 @@ def open_data(config: FinetuneConfig) -> RunData:
         scenes = [s for s in scenes if s.stem not in set(held_out)]
         if not scenes or not validation:
             raise InputError(
-                f"{Path(data.root) / data.split}: found {len(scenes) + len(validation)} samples, "
+                f"{data.root}/{data.split}: found {len(scenes) + len(validation)} samples, "
                 f"too few to hold out one fold of {data.num_folds}; "
                 "give more, or --data.fold None --data.val-split SPLIT"
             )
     elif data.val_split is not None:
-        validation = list_scenes(data.root, data.val_split, need_masks=True)
+        validation = list_scenes(
+            data.root, data.val_split, need_masks=True, cache_dir=data.cache_dir
+        )
     scenes = spread(scenes, max(1, round(data.share * len(scenes))))
     cache = SceneCache.open([*scenes, *validation], data.cache_dir)
     positions = range(len(scenes), len(scenes) + len(validation))

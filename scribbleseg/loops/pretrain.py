@@ -112,14 +112,16 @@ def open_data(config: PretrainConfig) -> PretrainData:
         InputError: whatever is wrong with them, with the file and the remedy; single images that
             cannot be read are skipped, and listed by the cache.
     """
-    images = list_images(config.data.roots)
+    images = list_images(config.data.roots, config.data.cache_dir)
     # Twice a global crop: a crop of a quarter of the image is not enlarged.
     cache = ImageCache.open(
         images, config.data.cache_dir, max_short_side=2 * config.crops.global_size
     )
     probed = None
     if config.probe.root is not None:
-        probed = SceneCache.open(list_probe_scenes(config.probe), config.data.cache_dir)
+        probed = SceneCache.open(
+            list_probe_scenes(config.probe, config.data.cache_dir), config.data.cache_dir
+        )
     samples = MultiCrop(
         cache=cache, crops=resolve_scales(config.crops, len(cache)), seed=config.train.seed
     )

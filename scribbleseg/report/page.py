@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from scribbleseg.checkpoint import write_bytes
 from scribbleseg.config import to_yaml
+from scribbleseg.datasets.remote import local_copy
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import METRIC_NAMES, Evaluation
 from scribbleseg.predict import Predictor
@@ -102,7 +103,7 @@ def write_report(
 
 def require_folder(data_root: str | Path | None) -> None:
     """Raise an `InputError` where the data is said to be in a folder that is none."""
-    if data_root is not None and not Path(data_root).is_dir():
+    if data_root is not None and not local_copy(data_root).is_dir():
         raise InputError(f"{data_root}: no such folder; expected the one that holds the splits")
 
 

@@ -178,5 +178,5 @@ def _decode(content: bytes | None) -> Rgb | None:
     try:
         with Image.open(io.BytesIO(content or b"")) as image:
             return np.array(image.convert("RGB"))
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None

@@ -67,6 +67,19 @@ def test_a_run_from_command_line_to_folder(tiny_data, tmp_path):
     assert other.stderr.count("\n") == 1 and "other settings" in other.stderr
 
 
+def test_a_run_on_data_from_an_object_store(bucket_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRIBBLESEG_CACHE", str(tmp_path / "cache"))
+    done = run(bucket_data, tmp_path, "a", "--train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    # Strokes, images and masks of the split, once, for the check, the training and the report.
+    assert done.stderr.count(f"{bucket_data}/train: fetching 42 files") == 1
+    assert done.stderr.count("fetching") == 1
+    assert f"--data {bucket_data} --split train" in done.stdout
+    assert (tmp_path / "a" / "report.html").stat().st_size > 10_000
+    none = run(f"{bucket_data}-none", tmp_path, "b")
+    assert none.returncode == 2 and none.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "workers", [pytest.param(1, id="here"), pytest.param(2, id="ray", marks=pytest.mark.slow)]
 )
