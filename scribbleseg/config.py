@@ -176,6 +176,10 @@ class ModelConfig:
     """Number of resolution levels; the coarsest has stride 2^(depth - 1) (2 to 6). vit_unet has as
     many as its patch size asks for.
     """
+    encoder: str = "own"
+    """own: the architecture's; or one trained on ImageNet, for unet and resunet: lite0
+    (EfficientNet-Lite0, from the package's extra lite0), or timm:NAME with weights from its hub.
+    """
     norm: NormName = "batch"
     """Normalisation: batch, or group (independent of the batch size)."""
     vit: VitSize = "tiny"
@@ -193,6 +197,24 @@ class ModelConfig:
         )
         require(2 <= self.depth <= 6, "model.depth", self.depth, "2 to 6")
         require(self.patch_size in (8, 16), "model.patch_size", self.patch_size, "8 or 16 pixels")
+        require(
+            self.encoder in ("own", "lite0") or self.encoder.startswith("timm:"),
+            "model.encoder",
+            self.encoder,
+            "own, lite0 or timm:NAME",
+        )
+        require(
+            self.encoder == "own" or self.architecture in ("unet", "resunet"),
+            "model.encoder",
+            self.encoder,
+            f"own with model.architecture {self.architecture}, which has an encoder of its own",
+        )
+        require(
+            self.encoder == "own" or self.depth == 6,
+            "model.depth",
+            self.depth,
+            f"6 with model.encoder {self.encoder}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -492,6 +514,15 @@ class PretrainConfig:
     """Length and numerics; validate_every counts the epochs between probes."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """Probe."""
+
+    def __post_init__(self) -> None:
+        """Check settings that depend on one another."""
+        require(
+            self.model.encoder == "own",
+            "model.encoder",
+            self.model.encoder,
+            "own: what others have pretrained is not pretrained here",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

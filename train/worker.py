@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,7 @@ def assemble_finetune(settings: dict[str, Any], device: torch.device, *, resumed
     config = from_dict(FinetuneConfig, settings)
     precision = autocast_dtype(config.train.precision, device)
     data = open_data(config)
-    # What a resumed run once started from is in its own checkpoint, and may be gone by now.
-    state = init_state(replace(config, init_from=None) if resumed else config, device, precision)
+    state = init_state(config, device, precision, resumed=resumed)
     numbers = sum(parameter.numel() for parameter in state.model.parameters())
     return Assembly(
         kind="segmentation",

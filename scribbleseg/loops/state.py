@@ -15,6 +15,7 @@ from scribbleseg.config import FinetuneConfig, OptimConfig
 from scribbleseg.errors import InputError
 from scribbleseg.loops.steps import Progress
 from scribbleseg.models import SegmentationModel, build_model, encoder_settings
+from scribbleseg.models.pretrained import PretrainedEncoder
 from scribbleseg.runs import find_checkpoint
 from scribbleseg.schedules import ema_decay
 
@@ -117,19 +118,35 @@ def _shown(settings: dict[str, object]) -> str:
 
 
 def init_state(
-    config: FinetuneConfig, device: torch.device, precision: torch.dtype | None
+    config: FinetuneConfig,
+    device: torch.device,
+    precision: torch.dtype | None,
+    *,
+    resumed: bool = False,
 ) -> TrainState:
     """Return the state of a run before its first step; its weights follow from the seed alone.
 
+    Args:
+        config: Settings.
+        device: Where the model will be.
+        precision: Autocast dtype; None computes in float32.
+        resumed: All weights will come from the run's own checkpoint: what it once started from is
+            not looked for, and may be gone by now.
+
     Raises:
-        InputError: `config.init_from` names no checkpoint, or one of another network.
+        InputError: `config.init_from` names no checkpoint, or one of another network; or the
+            weights of a pretrained encoder are not to be had.
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
         model = build_model(config.model)
-    if config.init_from is not None:
+    if resumed:
+        pass
+    elif config.init_from is not None:
         with tempfile.TemporaryDirectory() as scratch:
             hand_over(model, config, find_checkpoint(config.init_from, Path(scratch) / "start"))
+    elif isinstance(model.encoder, PretrainedEncoder):
+        model.encoder.load_imagenet()
     model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return TrainState(
         model=model,

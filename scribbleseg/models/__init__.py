@@ -5,20 +5,22 @@ from typing import assert_never
 from scribbleseg.config import ModelConfig
 from scribbleseg.models.attention_unet import AttentionResUNet
 from scribbleseg.models.blocks import ConvBlock, ResidualBlock
+from scribbleseg.models.pretrained import PretrainedUNet
 from scribbleseg.models.unet import Output as Output
 from scribbleseg.models.unet import UNet
 from scribbleseg.models.vit import VitUNet
 
-SegmentationModel = UNet | AttentionResUNet | VitUNet
+SegmentationModel = UNet | AttentionResUNet | VitUNet | PretrainedUNet
 
 
 def build_model(config: ModelConfig) -> SegmentationModel:
     """Return a freshly initialised network for `config`; it draws from torch's global generator."""
+    network = UNet if config.encoder == "own" else PretrainedUNet
     match config.architecture:
         case "unet":
-            return UNet(config, ConvBlock)
+            return network(config, ConvBlock)
         case "resunet":
-            return UNet(config, ResidualBlock)
+            return network(config, ResidualBlock)
         case "attention_resunet":
             return AttentionResUNet(config)
         case "vit_unet":
@@ -32,6 +34,8 @@ def encoder_settings(config: ModelConfig) -> dict[str, object]:
 
     Attention-ResUNet differs from ResUNet in its decoder alone, so its encoder counts as ResUNet's.
     """
+    if config.encoder != "own":
+        return {"encoder": config.encoder}
     match config.architecture:
         case "unet":
             family = "unet"

