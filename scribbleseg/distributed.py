@@ -1,12 +1,17 @@
 """Rank, world size and reductions that do nothing on one process: one code path serves all."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
+
+from scribbleseg.stopwatch import Moment, Stopwatch, moment
 
 T = TypeVar("T")
 
@@ -79,19 +84,56 @@ def barrier() -> None:
         dist.barrier()
 
 
-def reduce_gradients(network: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Say for a block of forward and backward whether ranks share gradients at its end.
+class DataParallel(DistributedDataParallel):
+    """PyTorch's DDP, which also says how long it waits for the other ranks.
+
+    DDP sums gradients in buckets, most of them while backward still computes. The last one is
+    handed over when nothing is left to compute, so what passes from then to the end of backward is
+    what the network, and ranks that are late, cost: the rest hides behind backward. Other
+    reductions (metrics, the centre of DINO, the statistics of batch normalisation) are not counted.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        super().__init__(model, device_ids=[device.index or 0] if device.type == "cuda" else None)
+        self.model_device = device
+        self.waited = Stopwatch()
+        """Time spent waiting for sums of gradients."""
+        self._handed_over: Moment | None = None
+        self.register_comm_hook(None, self._hand_over)
+
+    def _hand_over(
+        self,
+        _: object,
+        bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
+    ) -> Future[Tensor]:
+        """Let a bucket be summed, as DDP would itself; of several, the last one's time stays."""
+        if bucket.is_last():
+            self._handed_over = moment(self.model_device)
+        return allreduce_hook(cast(Any, dist.group.WORLD), bucket)
+
+    def note_wait(self) -> None:
+        """Take down how long backward, which has just ended, waited."""
+        if self._handed_over is not None:
+            self.waited.add(self._handed_over, moment(self.model_device))
+            self._handed_over = None
+
+
+@contextmanager
+def reduce_gradients(network: nn.Module, now: bool) -> Generator[None]:
+    """Say for a block that ends with backward whether ranks share gradients in it.
 
     With gradient accumulation only the last part of a batch does.
     """
-    if now or not isinstance(network, DistributedDataParallel):
-        return nullcontext()
-    return network.no_sync()
+    if not isinstance(network, DataParallel):
+        yield
+    elif now:
+        yield
+        network.note_wait()
+    else:
+        with network.no_sync():
+            yield
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """Return `model` wrapped in DDP where there are several ranks, else `model` itself."""
-    if world_size() == 1:
-        return model
-    device_ids = [device.index or 0] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids)
+    return model if world_size() == 1 else DataParallel(model, device)

@@ -61,6 +61,8 @@ SHOWN = {
     "deviation": "spread",
     "probe_miou": "probe mIoU",
 }
+# What a step waited for, by key: shares, shown in per cent.
+WAITS = {"waiting": "waiting", "all_reduce": "all-reduce"}
 VERSIONED = ("scribbleseg", "torch", "ray", "albumentations", "numpy")
 
 logger = logging.getLogger(__name__)
@@ -349,6 +351,7 @@ class Screen:
         row = event.metrics
         left = (self.num_epochs - event.epoch) * row["seconds"]
         shown = "".join(f"  {name} {row[key]:.3f}" for key, name in SHOWN.items() if key in row)
+        shown += "".join(f"  {name} {row[key]:.0%}" for key, name in WAITS.items() if key in row)
         if "miou" in row:
             self.figures = f" mIoU {row['miou']:.3f}"
         self.say(

@@ -409,6 +409,7 @@ def fit(
         data.loader(config, state.progress.step, device),
         plan,
         config.train,
+        network=network,
         device=device,
         take_step=take_step,
         finish_epoch=finish_epoch,

@@ -11,12 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scribbleseg.config import TrainConfig
-from scribbleseg.distributed import all_reduce_sum, broadcast_flag, gather, world_size
+from scribbleseg.distributed import (
+    DataParallel,
+    all_reduce_sum,
+    broadcast_flag,
+    gather,
+    world_size,
+)
 from scribbleseg.errors import DivergedError
 from scribbleseg.loops.batches import Batch, BatchPlan
+from scribbleseg.stopwatch import Stopwatch, moment
 
 # Reading a flag from the device waits for it, so the loss is looked at only every so many steps.
 STEPS_BETWEEN_CHECKS = 25
@@ -131,12 +138,40 @@ class LossWatch:
         self.stems.clear()
 
 
+@dataclass(kw_only=True)
+class Waits:
+    """What this rank waited for since the epoch began, or since the run was started within it."""
+
+    steps: Stopwatch = field(default_factory=Stopwatch)
+    """Whole steps, from the wait for a batch to the end of the optimiser's work."""
+    data: Stopwatch = field(default_factory=Stopwatch)
+    """Of these, waiting for the loader; on a GPU only what left the device without work."""
+    gradients: Stopwatch | None
+    """Of these, waiting for sums of gradients; None on one process."""
+
+    def settle(self) -> None:
+        """Add up what was measured so far, so that it does not pile up; waits for the device."""
+        for watch in (self.steps, self.data, self.gradients):
+            if watch is not None:
+                watch.seconds()
+
+    def take(self, device: torch.device) -> Row:
+        """Return the shares of a step, 0 to 1, as means over ranks, and begin anew."""
+        whole = self.steps.take()
+        shares = {"waiting": self.data.take() / whole}
+        if self.gradients is not None:
+            shares["all_reduce"] = self.gradients.take() / whole
+        means = all_reduce_sum(torch.tensor(list(shares.values()), device=device)) / world_size()
+        return dict(zip(shares, means.tolist(), strict=True))
+
+
 def run_steps(
     progress: Progress,
     batches: Iterable[Batch],
     plan: BatchPlan,
     config: TrainConfig,
     *,
+    network: nn.Module,
     device: torch.device,
     take_step: Callable[[Batch], dict[str, Tensor]],
     finish_epoch: Callable[[Row, bool], str | None],
@@ -151,6 +186,7 @@ def run_steps(
         batches: The remaining ones, each with the names of its samples under "stem".
         plan: What they follow.
         config: Length of the run and times of its checkpoints.
+        network: What the steps train; where it is wrapped in DDP, it tells what it waited for.
         device: Where figures are.
         take_step: Takes an optimiser step; returns its detached figures on the device, "loss"
             among them.
@@ -161,10 +197,13 @@ def run_steps(
         DivergedError: the loss became NaN or infinite.
     """
     watch = LossWatch(finite=torch.ones((), dtype=torch.bool, device=device))
+    waits = Waits(gradients=network.waited if isinstance(network, DataParallel) else None)
     began = time.perf_counter() - progress.epoch_seconds
     saved = ready = time.perf_counter()
+    idle = moment(device)
     for batch in batches:
         arrived = time.perf_counter()
+        waits.data.add(idle, moment(device))
         epoch = progress.step // plan.steps_per_epoch + 1
         figures = take_step(batch)
         progress.step += 1
@@ -172,6 +211,7 @@ def run_steps(
         progress.add(figures)
         watch.see(figures["loss"], batch["stem"])
         now = time.perf_counter()
+        waits.steps.add(idle, moment(device))
         yield StepDone(
             step=progress.step,
             epoch=epoch,
@@ -182,11 +222,13 @@ def run_steps(
         epoch_ended = progress.step % plan.steps_per_epoch == 0
         if epoch_ended or progress.step % STEPS_BETWEEN_CHECKS == 0:
             watch.check(progress.step)
+            waits.settle()
         if epoch_ended:
             row: Row = {
                 "epoch": epoch,
                 **progress.means(plan.steps_per_epoch),
                 "samples": progress.samples_seen,
+                **waits.take(device),
             }
             validated = epoch % config.validate_every == 0 or epoch == config.epochs
             warning = finish_epoch(row, validated)
@@ -205,3 +247,4 @@ def run_steps(
                 saved = time.perf_counter()
                 yield SaveDue(epoch=epoch)
         ready = time.perf_counter()
+        idle = moment(device)

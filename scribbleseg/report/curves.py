@@ -180,7 +180,7 @@ def follow(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list
         charts.append(line_chart("Training loss", [loss]))
     if any(line.values for line in ious):
         charts.append(line_chart("Validation IoU", ious, best_epoch=best_epoch, share=True))
-    return charts
+    return [*charts, *_waits(history)]
 
 
 def follow_pretraining(history: Sequence[Mapping[str, Any]], out_dim: int | None) -> list[Chart]:
@@ -221,7 +221,18 @@ def follow_pretraining(history: Sequence[Mapping[str, Any]], out_dim: int | None
         ),
         line_chart("Gradient norm", [norm]),
     ]
-    return [chart for chart in charts if chart.lines]
+    return [*(chart for chart in charts if chart.lines), *_waits(history)]
+
+
+def _waits(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Return what a step waited for, in one chart; none where it was not measured."""
+    lines = [
+        Line("data", *series(history, "waiting"), colour=BLACK),
+        Line("sums of gradients", *series(history, "all_reduce"), colour=BLUE, dash=DASHES[1]),
+    ]
+    note = "Share of a step that no device computes in, as a mean over workers."
+    chart = line_chart("Waiting", lines, share=True, note=note)
+    return [chart] if chart.lines else []
 
 
 def compare(

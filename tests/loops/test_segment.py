@@ -55,11 +55,15 @@ def run(config, state, data, stop_after=None):
     return events, saved
 
 
+# Figures that differ from one time to the next.
+TIMES = {"seconds", "waiting", "all_reduce"}
+
+
 def same(a, b):
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in TIMES)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
@@ -152,7 +156,11 @@ def train_rank(rank, world_size, path, config, losses):
         if isinstance(event, StepDone):
             losses.append((event.step, float(event.loss)))
         if isinstance(event, EpochDone) and rank == 0:
-            losses.append((f"epoch {event.epoch}", {**event.metrics, "seconds": 0}))
+            row = event.metrics
+            assert 0 <= row["waiting"] <= 1 and ("all_reduce" in row) == (world_size > 1)
+            assert 0 <= row.get("all_reduce", 0) <= 1
+            row = {key: value for key, value in row.items() if key not in TIMES}
+            losses.append((f"epoch {event.epoch}", row))
     if world_size > 1:
         dist.destroy_process_group()
 
