@@ -121,12 +121,13 @@ class StrokesConfig:
     """Simulated strokes: curve (the benchmark's), skeleton, line, or each in turn by chance
     (mixed).
     """
-    width: float = 3.0
-    """OpenCV line thickness of simulated strokes on the original image (1 or more); the
-    benchmark's 3 covers 5 pixels.
+    width: tuple[float, float] = (3.0, 3.0)
+    """Least and most OpenCV line thickness of simulated strokes on the original image (1 or more);
+    the benchmark's 3 covers 5 pixels.
     """
-    length: float = 1.0
-    """Share of a simulated stroke's length that is kept (0, 1]; 1 keeps all of it."""
+    length: tuple[float, float] = (1.0, 1.0)
+    """Least and most share of a simulated stroke's length that is kept (0, 1]; 1 keeps all of it.
+    """
     count: int = 1
     """Most simulated strokes per connected part (1 or more); their number is drawn from 1 to count.
     """
@@ -142,8 +143,18 @@ class StrokesConfig:
             self.simulate_probability,
             "a probability between 0 and 1",
         )
-        require(self.width >= 1, "strokes.width", self.width, "1 pixel or more")
-        require(0 < self.length <= 1, "strokes.length", self.length, "a share above 0, at most 1")
+        require(
+            1 <= self.width[0] <= self.width[1],
+            "strokes.width",
+            self.width,
+            "two thicknesses, 1 <= least <= most",
+        )
+        require(
+            0 < self.length[0] <= self.length[1] <= 1,
+            "strokes.length",
+            self.length,
+            "two shares, 0 < least <= most <= 1",
+        )
         require(self.count >= 1, "strokes.count", self.count, "1 or more")
         require(0 <= self.misplaced < 1, "strokes.misplaced", self.misplaced, "0 or more, below 1")
 
@@ -154,10 +165,20 @@ class AugmentConfig:
 
     strength: float = 1.0
     """Scales every augmentation together, in [0, 2]: 0 = none, 1 = the 2025 report's."""
+    paste_probability: float = 0.0
+    """Probability that a sample gets the object of another one pasted into it, and strokes
+    simulated for both [0, 1].
+    """
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0 <= self.strength <= 2, "augment.strength", self.strength, "0 to 2")
+        require(
+            0 <= self.paste_probability <= 1,
+            "augment.paste_probability",
+            self.paste_probability,
+            "a probability between 0 and 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from scribbleseg.config import AugmentConfig, Encoding, StrokesConfig
 from scribbleseg.datasets.cache import SceneCache
+from scribbleseg.datasets.paste import paste
 from scribbleseg.errors import InputError
 from scribbleseg.scribbles.encode import UNLABELLED, dilate, encode, survive_radius
 from scribbleseg.scribbles.simulate import simulate
@@ -138,20 +139,17 @@ class TrainSamples(Dataset[dict[str, Any]]):
         epoch, sample = key
         draws = generator(self.seed, epoch, sample)
         scene = self.cache[self.indices[sample]]
-        scribbles, mask = scene.scribbles, scene.mask
+        image, scribbles, mask = scene.image, scene.scribbles, scene.mask
         if self.supervision == "strokes":
             mask = scene.scribbles
-        elif mask is not None and draws.random() < self.strokes.simulate_probability:
-            scribbles = simulate(
-                mask,
-                draws,
-                style=self.strokes.style,
-                width=self.strokes.width,
-                length=self.strokes.length,
-                count=self.strokes.count,
-                misplaced=self.strokes.misplaced,
-            )
-        image, scribbles, mask = self._augmentation(scene.image, scribbles, mask, draws)
+        elif mask is not None:
+            simulated = draws.random() < self.strokes.simulate_probability
+            if draws.random() < self.augment.paste_probability:
+                image, mask = self._pasted(image, mask, draws)
+                simulated = True
+            if simulated:
+                scribbles = self._simulated(mask, draws)
+        image, scribbles, mask = self._augmentation(image, scribbles, mask, draws)
         encoded = encode(scribbles, self.strokes.encoding, self.strokes.radius)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
@@ -159,6 +157,31 @@ class TrainSamples(Dataset[dict[str, Any]]):
             "mask": torch.from_numpy(mask),
             "stem": scene.stem,
         }
+
+    def _pasted(
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        mask: UInt8[np.ndarray, "h w"],
+        draws: np.random.Generator,
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+        """Return a scene with the object of another training scene in it."""
+        other = self.cache[self.indices[int(draws.integers(len(self)))]]
+        assert other.mask is not None
+        return paste(image, mask, other.image, other.mask, draws)
+
+    def _simulated(
+        self, mask: UInt8[np.ndarray, "h w"], draws: np.random.Generator
+    ) -> UInt8[np.ndarray, "h w"]:
+        """Return strokes of a width and length that differ from sample to sample."""
+        return simulate(
+            mask,
+            draws,
+            style=self.strokes.style,
+            width=draws.uniform(*self.strokes.width),
+            length=draws.uniform(*self.strokes.length),
+            count=self.strokes.count,
+            misplaced=self.strokes.misplaced,
+        )
 
     @cached_property
     def _augmentation(self) -> Augmentation:
