@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,10 +20,13 @@ from scribbleseg.config import ModelConfig
 from scribbleseg.errors import InputError
 from scribbleseg.models.blocks import BlockType
 from scribbleseg.models.encoder import StrokePath
+from scribbleseg.models.matching import StrokeMatch
 from scribbleseg.models.unet import Decoder, Output
 
 LITE0 = "lite0"
 STRIDES = [2, 4, 8, 16, 32]
+# Levels on which positions are compared with those under the strokes, and the cells of the latter.
+MATCHED = {3: 2, 4: 1}
 # Channels of the decoder's levels at strides 1 to 32, in widths.
 _WIDTHS = (1, 2, 3, 4, 6, 8)
 
@@ -133,6 +137,10 @@ class PretrainedUNet(nn.Module):
         )
         # What is added to the image has the stem's stride: they share the path's first level.
         self.strokes = StrokePath([channels[0] + 3, *channels[1:]])
+        self.matches = nn.ModuleList(
+            StrokeMatch(self.encoder.channels[level - 1], channels[level], cell)
+            for level, cell in MATCHED.items()
+        )
         self.decoder = Decoder(channels, config.norm, block)
         self.head = nn.Conv2d(channels[0], 1, 1)
 
@@ -140,10 +148,13 @@ class PretrainedUNet(nn.Module):
         """Return logits at input size from a normalised image and encoded strokes in [0, 1]."""
         first, *sides = self.strokes(strokes)
         to_image, to_stem = first.tensor_split([3], dim=1)
+        encoded = self.encoder(image + to_image)
         features = [
             squeeze(theirs) + side
-            for squeeze, theirs, side in zip(
-                self.squeeze, self.encoder(image + to_image), sides, strict=True
-            )
+            for squeeze, theirs, side in zip(self.squeeze, encoded, sides, strict=True)
         ]
+        for match, level in zip(self.matches, MATCHED, strict=True):
+            theirs = encoded[level - 1]
+            drawn = F.max_pool2d(strokes, 2**level, ceil_mode=True)
+            features[level - 1] = features[level - 1] + match(theirs, drawn)
         return Output(self.head(self.decoder([self.stem(image, to_stem), *features])))

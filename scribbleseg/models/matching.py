@@ -1,0 +1,64 @@
+"""Stroke matching: every position is compared with what lies under the strokes.
+
+Convolutions carry a stroke's meaning across the image, layer by layer, to say "this looks like
+that". Here it is one step, as in FEELVOS (arXiv 1902.09513), which carries masks through a film:
+the similarity of each position's features to those under the object strokes, and to those under the
+background strokes. With plain colours for features it would be a nearest-neighbour classifier.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+NUM_HEADS = 4
+HEAD_CHANNELS = 16
+
+
+class StrokeMatch(nn.Module):
+    """Similarity of features to those under the strokes; its contribution starts at zero."""
+
+    def __init__(self, in_channels: int, out_channels: int, cell: int):
+        super().__init__()
+        self.cell = cell
+        self.embed = nn.Conv2d(in_channels, NUM_HEADS * HEAD_CHANNELS, 1)
+        self.log_scale = nn.Parameter(torch.full((NUM_HEADS, 1, 1), 2.0))
+        self.project = nn.Conv2d(2 * NUM_HEADS, out_channels, 1, bias=False)
+        nn.init.zeros_(self.project.weight)
+
+    def forward(
+        self, features: Float[Tensor, "b c h w"], strokes: Float[Tensor, "b 2 h w"]
+    ) -> Float[Tensor, "b d h w"]:
+        """Return what the comparison says about each position.
+
+        Args:
+            features: Of an encoder's level.
+            strokes: Object and background strokes in [0, 1], max-pooled to that level. Those in a
+                cell of `cell` x `cell` positions are compared as one, by their mean.
+        """
+        # Similarities are sharpened by a factor: in bfloat16 their differences would drown.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.project(self._similarity(self.embed(features.float()), strokes.float()))
+
+    def _similarity(
+        self, embedded: Float[Tensor, "b e h w"], strokes: Float[Tensor, "b 2 h w"]
+    ) -> Float[Tensor, "b s h w"]:
+        """Return soft maxima of cosines, in [-1, 1]: per head, over each kind of strokes."""
+        height, width = embedded.shape[-2:]
+        points = F.normalize(embedded.unflatten(1, (NUM_HEADS, HEAD_CHANNELS)), dim=2).flatten(3)
+        scale = self.log_scale.exp()
+        similarities: list[Tensor] = []
+        for stroke in strokes.split(1, dim=1):
+            share = F.avg_pool2d(stroke, self.cell, ceil_mode=True)
+            sums = F.avg_pool2d(embedded * stroke, self.cell, ceil_mode=True)
+            keys = F.normalize(sums.unflatten(1, (NUM_HEADS, HEAD_CHANNELS)), dim=2).flatten(3)
+            cosines = torch.einsum("bnex,bney->bnxy", points, keys)
+            present = (share > 0).flatten(2)[:, :, None]
+            # One key more than there are strokes: without any, nothing is similar.
+            present = F.pad(present, (0, 1), value=True)
+            scaled = scale * F.pad(cosines, (0, 1), value=-1.0)
+            total = scaled.masked_fill(~present, -torch.inf).logsumexp(dim=-1)
+            # The mean, not the sum: long strokes must not count for more than short ones.
+            total = total - present.sum(dim=-1).log()
+            similarities.append(total / scale.squeeze(-1))
+        return torch.cat(similarities, dim=1).unflatten(2, (height, width))
