@@ -13,6 +13,7 @@ too, and a folder that a killed process left half-written is never taken for one
 Readers trust nothing: whatever a folder holds, they return a checkpoint or raise an `InputError`.
 """
 
+import dataclasses
 import fnmatch
 import hashlib
 import importlib.metadata
@@ -230,6 +231,35 @@ def read_model(folder: Path) -> Checkpoint:
         weights=_read_weights(folder / MODEL),
         metrics=_parse_metrics(tree.get("metrics"), path),
     )
+
+
+def slim(folder: Path) -> None:
+    """Make a checkpoint fit to be given away, in place.
+
+    Weights become half precision, which prediction turns back into float32. What only the run that
+    wrote it could use goes: the state of training, and the folders of its data.
+
+    Raises:
+        InputError: not a whole checkpoint.
+        OSError: the files cannot be written.
+    """
+    found = read_model(folder)
+    data = dataclasses.replace(found.config.data, cache_dir=None)
+    if isinstance(found.config, FinetuneConfig):
+        config = dataclasses.replace(found.config, data=dataclasses.replace(data, root=""))
+        config = dataclasses.replace(config, init_from=None)
+    else:
+        probe = dataclasses.replace(found.config.probe, root=None)
+        data = dataclasses.replace(data, roots=())
+        config = dataclasses.replace(found.config, data=data, probe=probe)
+    halved = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in found.weights.items()
+    }
+    (folder / MANIFEST).unlink()
+    (folder / TRAINER).unlink(missing_ok=True)
+    write_model(folder, config=config, weights=halved, metrics=found.metrics)
+    write_manifest(folder)
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:

@@ -167,6 +167,10 @@ class Pull:
     """Run or sweep folder or URI."""
     out: Path
     """Folder to make."""
+    half: bool = False
+    """To give away: weights in half precision, without where the data lay and without the state
+    that a resumed run needs. A sixth of the size.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,11 +424,13 @@ def evaluate_command(checkpoint: str, data: DataConfig) -> str:
 
 def pull(command: Pull) -> None:
     """`scribbleseg pull`."""
-    from scribbleseg.checkpoint import read_model
+    from scribbleseg.checkpoint import read_model, slim
     from scribbleseg.config import to_yaml
     from scribbleseg.runs import pull as pull_best
 
     folder = pull_best(command.run, command.out)
+    if command.half:
+        slim(folder)
     found = read_model(folder)
     say(to_yaml(found.config).rstrip())
     for name, value in found.metrics.items():

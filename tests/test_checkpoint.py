@@ -27,6 +27,7 @@ from scribbleseg.checkpoint import (
     read_model,
     read_trainer,
     resolve,
+    slim,
     transfer,
     verify,
     write_bytes,
@@ -702,3 +703,28 @@ def test_released_checkpoints_are_found_and_listed(
 def test_safetensors_files_are_what_other_tools_read(folder: Path) -> None:
     found = safetensors.torch.load_file(folder / "model.safetensors")
     torch.testing.assert_close(found, dict(network().state_dict()), rtol=0, atol=0)
+
+
+def test_a_slim_checkpoint_tells_nothing_of_where_it_came_from(folder: Path) -> None:
+    before = read_model(folder)
+    size = (folder / "model.safetensors").stat().st_size
+    slim(folder)
+    assert verify(folder) == []
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+    ]
+    assert (folder / "model.safetensors").stat().st_size < 0.75 * size
+    after = read_model(folder)
+    assert isinstance(after.config, FinetuneConfig)
+    assert after.config.model == CONFIG.model
+    assert (after.config.data.root, after.config.init_from) == ("", None)
+    assert after.config.data.long_side == 384
+    assert after.metrics == before.metrics
+    model = network()
+    transfer(model, after.weights)
+    for name, tensor in model.state_dict().items():
+        wanted = before.weights[name]
+        assert tensor.dtype == wanted.dtype
+        torch.testing.assert_close(tensor, wanted, rtol=1e-3, atol=1e-6)
