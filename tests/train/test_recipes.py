@@ -64,7 +64,7 @@ def test_bad_command_lines_are_one_line(arguments, words):
     ("arguments", "words"),
     [
         ([], "RECIPE is missing"),
-        (["cup"], "'cup' is unknown; expected demo, cpu, best, report, gpu"),
+        (["cup"], "'cup' is unknown; expected demo, cpu, report, gpu"),
         (["cpu"], "data.roots is not set"),
         (["cpu", "--data.roots", "/nowhere"], "/nowhere"),
         (["cpu", "--crops.global-scale", "0.9", "0.2"], "crops.global_scale is (0.9, 0.2)"),

@@ -49,8 +49,11 @@ class Fixed:
 
 @pytest.mark.parametrize("name", SPACES)
 def test_built_in_spaces_fit_every_recipe_and_hold_the_default_of_cpu(name):
-    for recipe in RECIPES.values():
-        check_space(SPACES[name], override(recipe(), SETTINGS.get(name, {})))
+    # They search architectures, and an encoder that others trained is one.
+    own = [recipe() for recipe in RECIPES.values() if recipe().model.encoder == "own"]
+    assert len(own) == len(RECIPES) - 1
+    for recipe in own:
+        check_space(SPACES[name], override(recipe, SETTINGS.get(name, {})))
     values = defaults(SPACES[name], BASE)
     assert values is not None and apply(BASE, values) == BASE
 
