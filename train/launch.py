@@ -253,6 +253,7 @@ def launch_job(
     import ray.train
     import ray.train.torch
 
+    from train.interface import InterfaceConfig
     from train.loopback import LoopbackConfig
 
     # Ray tells of every report; what a person needs is on the board.
@@ -272,13 +273,15 @@ def launch_job(
             use_gpu=resources.gpus > 0,
             resources_per_worker={"CPU": resources.cpus}
             | ({"GPU": resources.gpus} if resources.gpus else {}),
+            # A node that is lost then takes as few workers with it as can be.
+            placement_strategy="PACK" if launch.is_local else "SPREAD",
         )
         forget_ray_state(run)
     trainer = ray.train.torch.TorchTrainer(
         worker,
         train_loop_config=payload
         | {"board": board, "cpus": resources.cpus, "gpus": resources.gpus},
-        torch_config=LoopbackConfig() if launch.is_local else None,
+        torch_config=LoopbackConfig() if launch.is_local else InterfaceConfig(),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=run.name,

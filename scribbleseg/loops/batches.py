@@ -24,8 +24,8 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
     """Every remaining batch of a run, for one rank, as lists of (epoch, sample).
 
     The samples of a global batch are dealt to the ranks in turn, so that any number of workers
-    sees the same global batches. The last samples of a shuffled epoch that do not fill a batch are
-    left out of that epoch.
+    sees the same global batches; some ranks may get one more than others. The last samples of a
+    shuffled epoch that do not fill a batch are left out of that epoch.
     """
 
     num_samples: int
@@ -46,9 +46,9 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
                 f"train.batch_size is {self.batch_size}; expected at most {self.num_samples}, "
                 "the number of training samples"
             )
-        if self.batch_size % (self.world_size * self.num_parts):
+        if self.batch_size < self.world_size * self.num_parts:
             raise InputError(
-                f"train.batch_size is {self.batch_size}; expected a multiple of "
+                f"train.batch_size is {self.batch_size}; expected at least "
                 f"{self.world_size * self.num_parts}, the number of workers times train.accumulate"
             )
 
@@ -89,12 +89,29 @@ def make_plan(num_samples: int, config: TrainConfig, start_step: int = 0) -> Bat
     )
 
 
-def cut(batch: Batch, num_parts: int) -> Iterator[tuple[Batch, bool]]:
-    """Yield equal parts of a batch, each with whether it is the last."""
-    size = len(batch["stem"]) // num_parts
-    for part in range(num_parts):
-        window = slice(part * size, (part + 1) * size)
-        yield {key: values[window] for key, values in batch.items()}, part == num_parts - 1
+@dataclass(frozen=True)
+class Part:
+    """Part of one rank's share of a global batch."""
+
+    batch: Batch
+    weight: float
+    """What its mean loss counts, so that the mean over ranks of the sum over parts is the mean over
+    the samples of the global batch, whatever share each rank has.
+    """
+    is_last: bool
+    """Whether the optimiser's step comes next."""
+
+
+def cut(batch: Batch, config: TrainConfig) -> Iterator[Part]:
+    """Yield the parts of this rank's share of a batch, as equal as they can be made."""
+    size, num_parts = len(batch["stem"]), config.accumulate
+    for index in range(num_parts):
+        begin, end = size * index // num_parts, size * (index + 1) // num_parts
+        yield Part(
+            batch={key: values[begin:end] for key, values in batch.items()},
+            weight=(end - begin) * world_size() / config.batch_size,
+            is_last=index == num_parts - 1,
+        )
 
 
 def sample_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:

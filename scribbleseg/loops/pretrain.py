@@ -262,14 +262,13 @@ def pretrain_step(
         group["lr"] = schedule.learning_rate
         if group["weight_decay"] > 0:
             group["weight_decay"] = schedule.weight_decay
-    num_parts = config.train.accumulate
     loss, entropy, deviation = torch.zeros(3, device=device).unbind()
     mean = torch.zeros_like(state.centre.value)
-    for part, is_last in cut(batch, num_parts):
-        views = [to_views(part[kind], device) for kind in ("global", "local")]
+    for part in cut(batch, config.train):
+        views = [to_views(part.batch[kind], device) for kind in ("global", "local")]
         crops = [view.flatten(0, 1) for view in views if len(view) > 0]
         num_images = views[0].shape[1]
-        with reduce_gradients(network, is_last):
+        with reduce_gradients(network, part.is_last):
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
                 with torch.no_grad():
                     teacher_logits, _ = state.teacher(crops[:1])
@@ -281,12 +280,12 @@ def pretrain_step(
                 target,
                 config.dino.student_temperature,
             )
-            state.scaler.scale(part_loss / num_parts).backward()
-        mean += batch_mean(teacher_logits) / num_parts
-        loss += part_loss.detach() / num_parts
-        entropy += teacher_entropy(target) / num_parts
+            state.scaler.scale(part_loss * part.weight).backward()
+        mean += batch_mean(teacher_logits, part.weight)
+        loss += part_loss.detach() * part.weight
+        entropy += teacher_entropy(target) * part.weight
         spread = feature_deviation(features[:num_images]) * math.sqrt(features.shape[1])
-        deviation += spread / num_parts
+        deviation += spread * part.weight
     state.scaler.unscale_(state.optimizer)
     if hold_prototypes:
         hold_last_layer(state.student.head)

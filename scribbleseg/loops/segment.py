@@ -45,16 +45,16 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["scale"]
     loss = torch.zeros((), device=device)
-    for part, is_last in cut(batch, config.train.accumulate):
-        image = normalise(part["image"].to(device, non_blocking=True))
+    for part in cut(batch, config.train):
+        image = normalise(part.batch["image"].to(device, non_blocking=True))
         image = image.contiguous(memory_format=torch.channels_last)
-        strokes = part["strokes"].to(device, non_blocking=True).float() / 255
-        target = part["mask"].to(device, non_blocking=True)
-        with reduce_gradients(network, is_last):
+        strokes = part.batch["strokes"].to(device, non_blocking=True).float() / 255
+        target = part.batch["mask"].to(device, non_blocking=True)
+        with reduce_gradients(network, part.is_last):
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
                 output = network(image, strokes)
             part_loss = segmentation_loss(output.logits, output.side_logits, target, config.loss)
-            part_loss = part_loss / config.train.accumulate
+            part_loss = part_loss * part.weight
             state.scaler.scale(part_loss).backward()
         loss += part_loss.detach()
     if step < num_frozen_steps:

@@ -50,12 +50,15 @@ def dino_loss(
     return -others.sum(dim=-1).mean() / (num_global * (num_crops - 1))
 
 
-def batch_mean(logits: Float[Tensor, "g b k"]) -> Float[Tensor, " k"]:
+def batch_mean(logits: Float[Tensor, "g b k"], weight: float = 1.0) -> Float[Tensor, " k"]:
     """Return the mean of the teacher's logits over crops, images and ranks, without gradient.
 
-    Every rank must hold equally many images.
+    Args:
+        logits: Of this rank's images.
+        weight: Number of these images over the mean number per rank: 1 where ranks hold equally
+            many.
     """
-    return all_reduce_sum(logits.detach().float().mean(dim=(0, 1))) / world_size()
+    return all_reduce_sum(weight * logits.detach().float().mean(dim=(0, 1))) / world_size()
 
 
 def next_centre(

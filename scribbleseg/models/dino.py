@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scribbleseg.config import DinoConfig
-from scribbleseg.distributed import differentiable_sum, world_size
+from scribbleseg.distributed import all_reduce_sum, differentiable_sum
 from scribbleseg.models.encoder import Encoder
 from scribbleseg.models.pretrained import PretrainedEncoder
 from scribbleseg.models.vit import VitBackbone, VitEncoder
@@ -40,12 +40,9 @@ class ConvBackbone(nn.Module):
 
 
 def standardise(features: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
-    """Return features of mean 0 and variance 1 over all rows of all ranks, in fp32.
-
-    Every rank must hold equally many rows.
-    """
+    """Return features of mean 0 and variance 1 over all rows of all ranks, in fp32."""
     x = features.float()
-    count = len(x) * world_size()
+    count = all_reduce_sum(x.new_full((), len(x)))
     mean = differentiable_sum(x.sum(dim=0)) / count
     centred = x - mean
     variance = differentiable_sum(centred.square().sum(dim=0)) / count

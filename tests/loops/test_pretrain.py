@@ -381,9 +381,11 @@ def step_on_a_rank(rank, world_size, folder):
     dist.destroy_process_group()
 
 
-def test_two_ranks_step_as_one_process_with_the_whole_batch(tmp_path):
-    mp.spawn(step_on_a_rank, args=(2, str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+# Three ranks have 2, 1 and 1 of the 4 images.
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_step_as_one_process_with_the_whole_batch(tmp_path, num_ranks):
+    mp.spawn(step_on_a_rank, args=(num_ranks, str(tmp_path)), nprocs=num_ranks)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
     assert torch.equal(ranks[0]["centre"]["value"], ranks[1]["centre"]["value"])
     assert same(ranks[0]["teacher"], ranks[1]["teacher"])
     config = resolve(settings(tmp_path), 14)

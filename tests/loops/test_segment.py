@@ -178,13 +178,18 @@ def loss_curve(world_size, path, config):
     return [np.mean(values[step]) for step in sorted(values)], rows
 
 
-def test_two_workers_with_half_the_batch_give_the_single_workers_curve(tiny_data, tmp_path):
-    config = settings(tiny_data, train__epochs=10, train__validate_every=5)
+# Three workers have 2, 2 and 1 images of a batch of 5; two, in two parts each, 1 + 2 and 1 + 1.
+@pytest.mark.parametrize(("workers", "batch", "accumulate"), [(2, 4, 1), (3, 5, 1), (2, 5, 2)])
+def test_any_number_of_workers_gives_the_single_workers_curve(
+    tiny_data, tmp_path, workers, batch, accumulate
+):
+    config = settings(tiny_data, train__epochs=8, train__validate_every=4, train__batch_size=batch)
     one, one_rows = loss_curve(1, tmp_path / "one", config)
-    two, two_rows = loss_curve(2, tmp_path / "two", config)
-    assert len(one) == len(two) == 20
-    assert np.abs(np.subtract(one, two)).max() < 1e-4
-    for a, b in zip(one_rows, two_rows, strict=True):
+    parts = override(config, {"train.accumulate": accumulate})
+    many, rows = loss_curve(workers, tmp_path / "many", parts)
+    assert len(one) == len(many) == 16
+    assert np.abs(np.subtract(one, many)).max() < 1e-4
+    for a, b in zip(one_rows, rows, strict=True):
         assert a == pytest.approx(b, abs=2e-3)
 
 
@@ -241,11 +246,11 @@ def test_the_plan_deals_global_batches_to_ranks():
     assert list(sample_order(11, 3, 0)) != list(sample_order(11, 3, 1))
 
 
-@pytest.mark.parametrize(("key", "plan"), [("12", {"batch_size": 12}), ("3", {"world_size": 3})])
+@pytest.mark.parametrize(
+    ("key", "plan"), [("11", {"batch_size": 12}), ("6", {"world_size": 3, "num_parts": 2})]
+)
 def test_batches_that_cannot_be_made_are_refused(key, plan):
-    with pytest.raises(
-        InputError, match=f"train.batch_size is .*expected.*{11 if key == '12' else 3}"
-    ):
+    with pytest.raises(InputError, match=f"train.batch_size is .*expected.*{key}"):
         BatchPlan(**{"num_samples": 11, "batch_size": 4, "epochs": 1, "seed": 0} | plan)
 
 
