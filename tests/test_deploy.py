@@ -102,9 +102,13 @@ def test_the_local_template_names_no_real_machine():
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
 def test_local_nodes_ask_for_the_token_and_start_with_all_their_threads(commands: str):
     (start,) = [command for command in local()[commands] if "ray start" in command]
-    assert "RAY_AUTH_MODE=token" in start and "unset OMP_NUM_THREADS" in start
+    assert "RAY_AUTH_MODE=token" in start and "unset OMP_NUM_THREADS SSH_CLIENT" in start
     assert ("--dashboard-host=127.0.0.1" in start) == ("--head" in start)
     assert "0.0.0.0" not in start
+
+
+def test_ray_down_finds_the_ray_that_was_started():
+    assert any("~/.local/bin/ray" in command for command in local()["setup_commands"])
 
 
 def test_the_template_for_aws_uses_no_yaml_that_cloudformation_refuses():
