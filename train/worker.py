@@ -211,7 +211,7 @@ def train_run(
     screen.say(_headline(job, run, device))
     for line in job.warnings:
         screen.say(line)
-    record = RunRecord.start(payload, job, run, resumed or 0)
+    record = RunRecord.start(payload, job, run)
     saved_epoch = resumed
     # Closed here and not when they are collected: a sweep's process goes on with another run.
     with record, contextlib.closing(job.events()) as events:
@@ -376,12 +376,16 @@ class RunRecord:
     run: RunFolder
     facts: dict[str, Any]
     draw: Callable[[], bytes] | None
-    writer: SummaryWriter | None
     began: float
+    num_shown: int
+    """Epochs that TensorBoard's files hold."""
+    folder: Path
+    """Where they are written: on this machine, because TensorBoard writes nowhere else."""
+    writer: SummaryWriter | None = None
 
     @staticmethod
-    def start(payload: dict[str, Any], job: Assembly, run: RunFolder, epoch: int) -> "RunRecord":
-        """Write run.json as the run begins, or goes on after `epoch`."""
+    def start(payload: dict[str, Any], job: Assembly, run: RunFolder) -> "RunRecord":
+        """Write run.json as the run begins, or goes on."""
         before = run.read_json("run.json") or {}
         spent = float(before.get("wall_time", 0.0))
         facts = {
@@ -401,25 +405,24 @@ class RunRecord:
             "wall_time": spent,
             "finished": False,
         }
-        record = RunRecord(
-            run=run, facts=facts, draw=job.draw, writer=None, began=time.monotonic() - spent
-        )
         if rank() == 0:
             run.write_json("run.json", facts)
-            # TensorBoard writes to local folders only; elsewhere, each epoch's file is copied.
-            folder = run.local_path / "tensorboard" if run.local_path else tempfile.mkdtemp()
-            # An epoch that is computed again after a restart replaces the one lost.
-            record.writer = SummaryWriter(str(folder), purge_step=epoch + 1)
-        return record
+        return RunRecord(
+            run=run,
+            facts=facts,
+            draw=job.draw,
+            began=time.monotonic() - spent,
+            num_shown=len(job.state.progress.history),
+            folder=run.local_path / "tensorboard" if run.local_path else Path(tempfile.mkdtemp()),
+        )
 
     def __enter__(self) -> "RunRecord":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            if self.run.local_path is None:
-                shutil.rmtree(self.writer.log_dir, ignore_errors=True)
+        self._close_writer()
+        if self.run.local_path is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def epoch(self, event: EpochDone, history: list[Row]) -> None:
         """Write the metrics of all epochs so far."""
@@ -429,20 +432,36 @@ class RunRecord:
         # The next epoch writes all of it again, so a full disk costs nothing here.
         _try(lambda: self.run.write_metrics(history))
         _try(lambda: self.run.write_json("run.json", self.facts))
-        _try(lambda: self._write_scalars(event))
+        _try(lambda: self._write_scalars(history))
         draw = self.draw
         if draw is not None and "probe_miou" in event.metrics:
             name = picture_name(event.epoch)
             _try(lambda: self.run.write_file(name, draw()))
 
-    def _write_scalars(self, event: EpochDone) -> None:
-        if self.writer is not None:
-            for key, value in event.metrics.items():
-                self.writer.add_scalar(key, value, event.epoch)
+    def _write_scalars(self, history: list[Row]) -> None:
+        """Write what TensorBoard's files lack, and copy them to a run that is elsewhere."""
+        try:
+            if self.writer is None:
+                # An epoch that is computed again after a restart replaces the one lost.
+                self.writer = SummaryWriter(str(self.folder), purge_step=self.num_shown + 1)
+            for row in history[self.num_shown :]:
+                for key, value in row.items():
+                    self.writer.add_scalar(key, value, int(row["epoch"]))
             self.writer.flush()
-            if self.run.local_path is None:
-                for file in Path(self.writer.log_dir).iterdir():
-                    self.run.write_file(f"tensorboard/{file.name}", file.read_bytes())
+        except OSError:
+            # One that has failed writes nothing more, ever.
+            self._close_writer()
+            raise
+        if self.run.local_path is None:
+            for file in self.folder.iterdir():
+                self.run.write_file(f"tensorboard/{file.name}", file.read_bytes())
+        self.num_shown = len(history)
+
+    def _close_writer(self) -> None:
+        if self.writer is not None:
+            with contextlib.suppress(OSError):
+                self.writer.close()
+            self.writer = None
 
     def finish(self, history: list[Row]) -> None:
         """Mark the run as finished."""

@@ -1,13 +1,18 @@
 """Saving from a worker: what is kept, what is best, and a disk that is full for a while."""
 
+import time
+
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train.worker
 from scribbleseg.config import FinetuneConfig, override
 from scribbleseg.loops.state import init_state
+from scribbleseg.loops.steps import EpochDone
 from scribbleseg.runs import RunFolder
-from train.worker import save
+from tests.conftest import disk_full_after
+from train.worker import RunRecord, save
 
 CPU = torch.device("cpu")
 CONFIG = override(FinetuneConfig(), {"model.width": 8, "model.depth": 2, "train.keep": 2})
@@ -86,3 +91,30 @@ def test_the_final_save_is_tried_again_and_only_its_failure_ends_the_run(run, st
     with pytest.raises(OSError, match="No space left"):
         save(run, state, CONFIG, 2, final=True, device=CPU)
     assert run.last(hashed=True) == 1
+
+
+# TensorBoard's writing thread says why it ends.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_after_a_full_disk_tensorboard_has_every_epoch(run):
+    folder = run.local_path / "tensorboard"
+    record = RunRecord(
+        run=run, facts={}, draw=None, began=time.monotonic(), num_shown=0, folder=folder
+    )
+    history = []
+
+    def epoch(number):
+        history.append({"epoch": number, "loss": 1.0 / number})
+        record.epoch(EpochDone(epoch=number, metrics=history[-1]), history)
+
+    with record:
+        epoch(1)
+        with disk_full_after(0):
+            epoch(2)
+            epoch(3)
+        epoch(4)
+        with disk_full_after(0):
+            epoch(5)
+    events = EventAccumulator(str(folder)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (number, pytest.approx(1.0 / number)) for number in (1, 2, 3, 4)
+    ]
