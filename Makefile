@@ -1,10 +1,10 @@
-# make setup | demo | test | test-all | bench     (everything happens in .venv; nothing else is touched)
+# make setup | demo | test | test-all | bench | cluster-proof   (everything happens in .venv; nothing else is touched)
 PYTHON ?= python3
 BIN := .venv/bin
 # One Ray per machine is assumed by Ray's cleaner; a cluster that happens to run is left alone.
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: setup demo lint test test-all bench clean
+.PHONY: setup demo lint test test-all bench cluster-proof clean
 
 setup: .venv/.installed
 
@@ -40,3 +40,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.ray_share
 	$(BIN)/python -m benchmarks.dino_step
 	$(BIN)/python -m benchmarks.sweep_overhead
+
+# The road of docs/cluster.md and the faults that training survives, on hosts made of this machine's
+# namespaces: Linux, as root, half an hour.
+cluster-proof: setup
+	$(BIN)/python -m tests.cluster.road --out cluster-proof
+	$(BIN)/python -m tests.cluster.proof --out cluster-proof

@@ -1,0 +1,141 @@
+"""What clusters do to training: each fault is done to a run at a given step of it.
+
+Each function's first line says what is done. It returns once nothing more is to be done to the run.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.cluster.cluster import Cluster, Job
+from tests.cluster.hosts import Host, wait_until
+from tests.cluster.traced import Note, read_trace
+
+SECONDS_CUT = 20.0
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A traced run of two workers on the cluster."""
+
+    cluster: Cluster
+    name: str
+    arguments: tuple[str, ...]
+    """Of `train.finetune`, but for the name."""
+    pause: float
+    """Seconds that each step is slowed down by."""
+    steps_per_epoch: int
+    job: Job = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Submit it."""
+        self.trace.mkdir(parents=True)
+        self.submit()
+
+    @property
+    def trace(self) -> Path:
+        """Folder of its notes."""
+        return self.cluster.room.folder / "traces" / self.name
+
+    def submit(self) -> None:
+        """Submit it, or the same command again."""
+        self.job = self.cluster.submit(
+            self.name,
+            *("python", "-m", "tests.cluster.traced", *self.arguments, "--name", self.name),
+            variables={"TRACE": str(self.trace), "PAUSE": str(self.pause)},
+        )
+
+    def notes(self, rank: int) -> list[Note]:
+        """Return what a rank has written down (-1: the driver), in the order of time."""
+        return [note for note in read_trace(self.trace) if note.rank == rank]
+
+    def last(self, rank: int) -> Note:
+        """Return the last note of a rank."""
+        return self.notes(rank)[-1]
+
+    def wait_for_step(self, step: int, *, seconds: float = 300) -> None:
+        """Wait until both ranks have taken a step."""
+
+        def taken() -> bool:
+            if not self.job.is_running():
+                raise RuntimeError(f"{self.name} ended before step {step}\n{self.job.said()}")
+            return all(any(n.step >= step for n in self.notes(rank)) for rank in (0, 1))
+
+        wait_until(taken, f"{self.name}'s step {step}", seconds=seconds)
+
+    def wait_for_new_step(self) -> None:
+        """Wait until a step is taken after now."""
+        now = time.time()
+        wait_until(
+            lambda: self.last(0).step and self.last(0).time > now,
+            f"{self.name} to go on",
+            seconds=300,
+        )
+
+    def host(self, rank: int) -> Host:
+        """Return where a rank runs (-1: the driver)."""
+        return self.cluster.room.hosts[self.last(rank).host]
+
+    def kill(self, rank: int) -> None:
+        """Kill a rank's process, or the driver's (-1), at once."""
+        self.host(rank).run("kill", "-9", str(self.last(rank).pid))
+
+    def submit_again(self) -> None:
+        """Give the same command again once the job that was is no more."""
+        wait_until(lambda: not self.job.is_running(), f"the end of {self.name}'s job", seconds=120)
+        self.submit()
+
+
+def kill_worker(run: Run) -> None:
+    """`kill -9` of a worker process."""
+    run.kill(1)
+
+
+def kill_node(run: Run) -> None:
+    """A whole node is turned off."""
+    run.cluster.room.kill(run.host(1))
+
+
+def kill_driver(run: Run) -> None:
+    """`kill -9` of the driver; the same command again."""
+    run.kill(-1)
+    run.submit_again()
+
+
+def cut_link(run: Run) -> None:
+    """No packet passes between the two nodes for 20 s."""
+    room, hosts = run.cluster.room, (run.host(0), run.host(1))
+    room.cut(*hosts)
+    time.sleep(SECONDS_CUT)
+    room.mend(*hosts)
+
+
+def unplug_node(run: Run) -> None:
+    """A node loses its network until training goes on elsewhere."""
+    host = run.host(1)
+    run.cluster.room.unplug(host)
+    run.wait_for_new_step()
+    run.cluster.room.plug(host)
+
+
+def fill_disk(run: Run) -> None:
+    """The storage is full while the next checkpoint is written."""
+    filler = run.cluster.room.outside(run.cluster.room.shared) / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    epoch = run.last(0).step // run.steps_per_epoch + 1
+    run.wait_for_step(epoch * run.steps_per_epoch + 1)
+    filler.unlink()
+
+
+FAULTS: dict[str, Callable[[Run], None]] = {
+    "worker": kill_worker,
+    "node": kill_node,
+    "driver": kill_driver,
+    "link": cut_link,
+    "network": unplug_node,
+    "disk": fill_disk,
+}

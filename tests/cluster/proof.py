@@ -1,0 +1,216 @@
+"""Faults on a cluster of hosts on this machine: what each costs, and that nothing of a run is lost.
+
+    python -m tests.cluster.proof --out DIR [--faults worker node ...]
+
+A first run is left in peace. Then each fault is done to a run with the same settings, in the middle
+of its second epoch. Such a run has survived when it comes to its end, its metrics.jsonl holds every
+epoch once with the same figures, and its final weights are the same, bit by bit.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from scribbleseg.runs import RunFolder
+from tests.cluster.cluster import Cluster, open_cluster
+from tests.cluster.faults import FAULTS, Run
+from tests.cluster.hosts import BIN, missing
+
+EPOCHS = 3
+STEPS_PER_EPOCH = 6
+PAUSE = 0.5
+# 64 demo images, of which a fold is held out; half of the others in batches of 4.
+SETTINGS = (
+    *("--data.share", "0.5", "--data.long-side", "64", "--data.crop-size", "64"),
+    *("--data.num-workers", "0", "--model.width", "8", "--model.depth", "3"),
+    *("--train.batch-size", "4", "--train.epochs", str(EPOCHS), "--train.validate-every", "1"),
+)
+TWO_WORKERS = ("--launch.num-workers", "2", "--launch.cpus-per-worker", "1")
+# These measure time, or what a process saw since it began.
+NOT_COMPARED = ("seconds", "waiting", "all_reduce")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a fault did to a run."""
+
+    fault: str
+    done: str
+    """What was done, in words."""
+    ended: bool
+    """Whether the run came to its end."""
+    metrics_whole: bool
+    """Whether metrics.jsonl holds each epoch once, in order, with the undisturbed run's figures."""
+    weights_equal: bool
+    """Whether the final weights are those of the undisturbed run, bit by bit."""
+    steps_lost: int
+    """Steps that were computed twice."""
+    interval: int
+    """Steps between two checkpoints."""
+    seconds_to_resume: float
+    """From the fault to the next step after the longest gap."""
+
+    @property
+    def survived(self) -> bool:
+        """Whether nothing was lost."""
+        return (
+            self.ended
+            and self.metrics_whole
+            and self.weights_equal
+            and self.steps_lost <= self.interval
+        )
+
+
+def prepare(cluster: Cluster) -> tuple[str, ...]:
+    """Make the data; return the arguments of all runs but for their name."""
+    data = cluster.room.folder / "data"
+    cluster.desk.run(BIN / "scribbleseg", "data", "demo", "--out", data)
+    storage = cluster.room.shared / "runs"
+    return ("demo", "--data.root", str(data), "--storage", str(storage), *SETTINGS, *TWO_WORKERS)
+
+
+def start(cluster: Cluster, name: str, arguments: tuple[str, ...]) -> Run:
+    """Submit a run."""
+    return Run(
+        cluster=cluster,
+        name=name,
+        arguments=arguments,
+        pause=PAUSE,
+        steps_per_epoch=STEPS_PER_EPOCH,
+    )
+
+
+def disturb(cluster: Cluster, fault: str, arguments: tuple[str, ...]) -> Outcome:
+    """Do a fault to a run that is compared with the run `undisturbed`, which has ended."""
+    inject = FAULTS[fault]
+    run = start(cluster, fault, arguments)
+    run.wait_for_step(STEPS_PER_EPOCH + 2)
+    began = time.time()
+    inject(run)
+    ended = run.job.wait()
+    folder, reference = folder_of(cluster, fault), folder_of(cluster, "undisturbed")
+    return Outcome(
+        fault=fault,
+        done=(inject.__doc__ or "").strip().rstrip("."),
+        ended=ended and folder.finished(),
+        metrics_whole=figures(folder) == figures(reference),
+        weights_equal=same_weights(folder, reference),
+        steps_lost=steps_lost(run),
+        interval=STEPS_PER_EPOCH,
+        seconds_to_resume=seconds_to_resume(run, began),
+    )
+
+
+def folder_of(cluster: Cluster, name: str) -> RunFolder:
+    """Return a run's folder as seen from outside the room."""
+    return RunFolder.at(str(cluster.room.outside(cluster.room.shared / "runs")), name)
+
+
+def figures(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl without what differs between any two runs."""
+    rows = folder.read_metrics()
+    return [{key: row[key] for key in row if key not in NOT_COMPARED} for row in rows]
+
+
+def same_weights(one: RunFolder, other: RunFolder) -> bool:
+    """Say whether the last checkpoints of two runs hold the same weights, bit by bit."""
+    states = []
+    for folder in (one, other):
+        last = folder.last(hashed=True)
+        if last is None:
+            return False
+        states.append(load_file(f"{folder.checkpoint_path(last)}/model.safetensors"))
+    first, second = states
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def steps_lost(run: Run) -> int:
+    """Return how many steps were computed more than once."""
+    steps = [note.step for note in run.notes(0) if note.step]
+    return len(steps) - len(set(steps))
+
+
+def seconds_to_resume(run: Run, began: float) -> float:
+    """Return the time from a fault to the end of the longest gap between steps after it."""
+    times = [note.time for note in run.notes(0) if note.step]
+    gaps = [(later - earlier, later) for earlier, later in pairwise(times) if later > began]
+    return max(gaps)[1] - began if gaps else float("nan")
+
+
+def as_markdown(outcomes: Sequence[Outcome]) -> str:
+    """Return the outcomes as a table for people."""
+    survived = sum(outcome.survived for outcome in outcomes)
+    lines = [
+        f"{survived} of {len(outcomes)} survived; {platform.machine()}, hosts share its cores; "
+        f"{STEPS_PER_EPOCH} steps between checkpoints, {EPOCHS} epochs, 2 workers on 2 nodes.",
+        "",
+        "| fault | survived | metrics | weights | steps lost | of | s to resume |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for outcome in outcomes:
+        lines.append(
+            f"| {outcome.done} | {'yes' if outcome.survived else 'NO'} "
+            f"| {'whole' if outcome.metrics_whole else 'DIFFER'} "
+            f"| {'equal' if outcome.weights_equal else 'DIFFER'} "
+            f"| {outcome.steps_lost} | {outcome.interval} | {outcome.seconds_to_resume:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run the proof; the exit status is 1 if a run was lost."""
+    parser = argparse.ArgumentParser(prog="python -m tests.cluster.proof")
+    parser.add_argument("--out", type=Path, required=True, help="folder for table and logs")
+    parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS))
+    asked = parser.parse_args()
+    reason = missing()
+    if reason is not None:
+        sys.stderr.write(f"hosts cannot be made here: {reason}\n")
+        return 2
+    asked.out.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+    with open_cluster(["one", "two", "three"], head_cpus=0) as cluster:
+        try:
+            say("up")
+            cluster.up()
+            arguments = prepare(cluster)
+            say("undisturbed")
+            if not start(cluster, "undisturbed", arguments).job.wait():
+                raise RuntimeError("the undisturbed run failed")
+            for fault in asked.faults:
+                say(fault)
+                outcomes.append(disturb(cluster, fault, arguments))
+                say(str(outcomes[-1]))
+                record = [asdict(each) | {"survived": each.survived} for each in outcomes]
+                (asked.out / "faults.json").write_text(json.dumps(record, indent=2) + "\n")
+                (asked.out / "faults.md").write_text(as_markdown(outcomes))
+                cluster.restore()
+            cluster.down()
+        finally:
+            for part in ("logs", "traces"):
+                source = cluster.room.folder / part
+                subprocess.run(["cp", "-r", source, asked.out], check=False)
+    sys.stdout.write(as_markdown(outcomes))
+    return int(not all(outcome.survived for outcome in outcomes))
+
+
+def say(line: str) -> None:
+    """Tell whoever waits."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
