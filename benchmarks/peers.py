@@ -55,8 +55,6 @@ class Peers:
     """Folds the split is divided into."""
     checkpoints: tuple[str, ...] = ()
     """Checkpoints, runs or released:NAME."""
-    flip: bool = False
-    """Average the networks' logits with those of the mirrored image."""
 
 
 def grabcut(image: Image, strokes: Labels) -> Labels:
@@ -88,7 +86,9 @@ def walker(image: Image, strokes: Labels) -> Labels:
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     drawn = cv2.resize(dilate(strokes, 2), size, interpolation=cv2.INTER_NEAREST_EXACT)
     seeds = np.select([drawn == BACKGROUND, drawn == OBJECT], [1, 2], 0)
-    found = random_walker(small / 255, seeds, beta=WALKER_BETA, mode="cg_j", channel_axis=-1)
+    found = random_walker(
+        small / 255, seeds, beta=WALKER_BETA, mode="cg_j", tol=1e-4, channel_axis=-1
+    )
     mask = (found == 2).astype(np.uint8)
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
@@ -101,18 +101,17 @@ def colour_neighbours(image: Image, strokes: Labels) -> Labels:
     return vote.predict(image.reshape(-1, 3)).reshape(strokes.shape)
 
 
-def network(checkpoint: str, *, flip: bool) -> Method:
+def network(checkpoint: str) -> Method:
     """Return a checkpoint's prediction as a method like the others."""
-    predictor = load(checkpoint)
-    return lambda image, strokes: predictor.predict(image, strokes, flip=flip)
+    return load(checkpoint).predict
 
 
-def blind(checkpoint: str, *, flip: bool) -> Method:
+def blind(checkpoint: str) -> Method:
     """Return the same without strokes: what the photograph alone tells."""
     predictor = load(checkpoint)
 
     def predict(image: Image, strokes: Labels) -> Labels:
-        return predictor.predict(image, np.full_like(strokes, UNLABELLED), flip=flip)
+        return predictor.predict(image, np.full_like(strokes, UNLABELLED))
 
     return predict
 
@@ -151,8 +150,8 @@ def main() -> None:
         "GrabCut": grabcut,
     }
     for checkpoint in bench.checkpoints:
-        methods[f"{checkpoint} without strokes"] = blind(checkpoint, flip=bench.flip)
-        methods[checkpoint] = network(checkpoint, flip=bench.flip)
+        methods[f"{checkpoint} without strokes"] = blind(checkpoint)
+        methods[checkpoint] = network(checkpoint)
     part = bench.split if bench.fold is None else f"{bench.split}, fold {bench.fold}"
     sys.stdout.write(
         f"{part}; {os.cpu_count()} cores\n\n"

@@ -125,8 +125,14 @@ class Predict:
     """Folder for the masks, STEM.png: 0 background, 1 object."""
     probabilities: bool = False
     """Also write OUT/probabilities/STEM.png: 255 x the probability of object."""
-    flip: bool = False
-    """Average with the mirrored image: a little better, twice the time."""
+    flip: bool | None = None
+    """Average with the mirrored image: a little better, twice the time; None: as the checkpoint's
+    own settings say.
+    """
+    edges: bool | None = None
+    """Follow the image's own edges, finer than the network's grid; None: as the checkpoint's own
+    settings say.
+    """
     honour_strokes: bool = True
     """Pixels under a stroke take the stroke's label."""
 
@@ -145,8 +151,14 @@ class Evaluate:
     """Only this fold of the split (the one that training held out); None: all of it."""
     out: Path | None = None
     """Folder for scores.csv, summary.json and report.html; None: print only."""
-    flip: bool = False
-    """Average with the mirrored image: a little better, twice the time."""
+    flip: bool | None = None
+    """Average with the mirrored image: a little better, twice the time; None: as the checkpoint's
+    own settings say.
+    """
+    edges: bool | None = None
+    """Follow the image's own edges, finer than the network's grid; None: as the checkpoint's own
+    settings say.
+    """
     honour_strokes: bool = True
     """Pixels under a stroke take the stroke's label before they are scored."""
 
@@ -326,12 +338,11 @@ def predict(command: Predict) -> None:
     from scribbleseg.predict import load, predict_folder
 
     written = predict_folder(
-        load(command.checkpoint),
+        load(command.checkpoint, flip=command.flip, edges=command.edges),
         command.images,
         command.scribbles,
         command.out,
         probabilities=command.probabilities,
-        flip=command.flip,
         honour_strokes=command.honour_strokes,
     )
     num_images = sum(1 for _ in command.images.iterdir())
@@ -344,14 +355,13 @@ def evaluate(command: Evaluate) -> None:
     from scribbleseg import evaluate as evaluation
     from scribbleseg.predict import load
 
-    predictor = load(command.checkpoint)
+    predictor = load(command.checkpoint, flip=command.flip, edges=command.edges)
     result = evaluation.evaluate(
         predictor,
         command.data,
         command.split,
         command.out,
         fold=command.fold,
-        flip=command.flip,
         honour_strokes=command.honour_strokes,
         watch=bar,
     )

@@ -330,6 +330,18 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How logits become a mask, in validation and ever after."""
+
+    flip: bool = False
+    """Average the logits with those of the mirrored image: a little better, twice the time."""
+    edges: bool = False
+    """Follow the image's own edges, finer than the network's grid, by a guided filter (arXiv
+    1505.00996).
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Everything that decides what a segmentation run computes."""
 
@@ -347,6 +359,8 @@ class FinetuneConfig:
     """Optimiser."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length and numerics."""
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    """From logits to masks; whoever predicts may choose anew."""
     init_from: str | None = None
     """Checkpoint, run or released:NAME whose weights the training starts from; of a pretraining
     run, the encoder.

@@ -104,7 +104,6 @@ def score_scenes(
     device: torch.device | str,
     *,
     metrics: SegmentationMetrics,
-    flip: bool = False,
     honour_strokes: bool = True,
     precision: torch.dtype | None = None,
 ) -> Iterator[SceneResult]:
@@ -113,10 +112,9 @@ def score_scenes(
     Args:
         model: The network, on `device`.
         scenes: Samples with masks.
-        config: Gives scale and stroke encoding.
+        config: Gives the scale, the strokes' encoding, and how logits become masks.
         device: Where the model is.
         metrics: Every scene is added to it.
-        flip: Average with the mirrored input.
         honour_strokes: Pixels under a stroke take the stroke's label before they are scored.
         precision: Autocast dtype; None computes in float32.
     """
@@ -126,10 +124,8 @@ def score_scenes(
             model,
             scene.image,
             scene.scribbles,
-            data=config.data,
-            strokes=config.strokes,
+            config=config,
             device=device,
-            flip=flip,
             precision=precision,
         )
         prediction = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes)
@@ -175,7 +171,6 @@ def evaluate(
     out: Path | None,
     *,
     fold: int | None = None,
-    flip: bool = False,
     honour_strokes: bool = True,
     masks: bool = False,
     watch: Watch = iter,
@@ -188,7 +183,6 @@ def evaluate(
         split: Name of the split; it must have ground truth.
         out: Folder for scores.csv, summary.json and the masks; None writes nothing.
         fold: Only this fold of the split, by the rule of `fold_stems`; None: all of it.
-        flip: Average with the mirrored input.
         honour_strokes: Pixels under a stroke take the stroke's label before they are scored.
         masks: Also write the masks, to `out`/masks/STEM.png.
         watch: Wraps the list of samples that is iterated over: the place for a progress bar.
@@ -205,7 +199,6 @@ def evaluate(
         config,
         predictor.device,
         metrics=metrics,
-        flip=flip,
         honour_strokes=honour_strokes,
     )
     rows: list[Row] = []
@@ -225,7 +218,8 @@ def evaluate(
         "root": str(root),
         "split": split,
         "fold": fold,
-        "flip": flip,
+        "flip": config.predict.flip,
+        "edges": config.predict.edges,
         "honour_strokes": honour_strokes,
         "long_side": config.data.long_side,
         "device": predictor.device.type,

@@ -7,7 +7,7 @@ own size, so that the outline is as smooth as the logits are.
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from scribbleseg.checkpoint import read_model, transfer
-from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig
+from scribbleseg.config import DataConfig, FinetuneConfig, PredictConfig, StrokesConfig
 from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
@@ -29,12 +29,15 @@ from scribbleseg.datasets.scenes import (
 )
 from scribbleseg.datasets.transforms import normalise, to_network
 from scribbleseg.device import pick_device
+from scribbleseg.edges import follow_edges
 from scribbleseg.errors import InputError
 from scribbleseg.models import build_model
 from scribbleseg.runs import find_checkpoint
 
 # The coarsest stride of the deepest network (model.depth 6): divisible by every level's stride.
 STRIDE = 32
+# Probabilities that follow edges reach 0 and 1, whose logits are infinite: these are the last ones.
+SURE = 1e-4
 
 
 def predict_logits(
@@ -42,10 +45,8 @@ def predict_logits(
     image: UInt8[np.ndarray, "h w 3"],
     scribbles: UInt8[np.ndarray, "h w"],
     *,
-    data: DataConfig,
-    strokes: StrokesConfig,
+    config: FinetuneConfig,
     device: torch.device | str,
-    flip: bool = False,
     precision: torch.dtype | None = None,
 ) -> Float32[Tensor, "h w"]:
     """Return the logits of "object" at the image's own size.
@@ -55,18 +56,18 @@ def predict_logits(
             it is run in evaluation mode, and left in the mode it was in.
         image: RGB, of any size.
         scribbles: 0 background, 1 object, 255 unlabelled.
-        data: gives the scale, `long_side`.
-        strokes: gives the encoding.
+        config: gives the scale, the strokes' encoding, and how logits are made.
         device: where the model is.
-        flip: average the logits with those of the mirrored input.
         precision: autocast dtype; None computes in float32.
 
     Returns:
         Logits on `device`, made under inference mode (they cannot enter a backward pass).
     """
     device = torch.device(device)
-    seen, drawn = network_inputs(image, scribbles, data=data, strokes=strokes, device=device)
-    if flip:
+    seen, drawn = network_inputs(
+        image, scribbles, data=config.data, strokes=config.strokes, device=device
+    )
+    if config.predict.flip:
         seen, drawn = (torch.cat([x, x.flip(-1)]) for x in (seen, drawn))
     height, width = seen.shape[-2:]
     with (
@@ -75,8 +76,11 @@ def predict_logits(
         _evaluation_mode(model),
     ):
         logits = model(*pad(seen, drawn)).logits[..., :height, :width].float()
-        if flip:
+        if config.predict.flip:
             logits = (logits[:1] + logits[1:].flip(-1)) / 2
+        if config.predict.edges:
+            found = follow_edges(logits[0, 0].sigmoid().cpu().numpy(), image)
+            return torch.from_numpy(found).to(device).logit(eps=SURE)
         size = image.shape[:2]
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0, 0]
 
@@ -142,7 +146,7 @@ class Predictor:
     """A trained network that turns photographs and strokes into masks."""
 
     config: FinetuneConfig
-    """The settings it was trained with."""
+    """The settings it was trained with; `config.predict` says how logits become masks."""
     model: nn.Module
     """The network, in evaluation mode on `device`."""
     device: torch.device
@@ -154,8 +158,6 @@ class Predictor:
         self,
         image: UInt8[np.ndarray, "h w 3"],
         strokes: UInt8[np.ndarray, "h w"],
-        *,
-        flip: bool = False,
     ) -> Float32[Tensor, "h w"]:
         """Return the logits of "object" at the image's own size; see `predict_logits`."""
         check_arrays(image, strokes)
@@ -163,37 +165,31 @@ class Predictor:
             self.model,
             image,
             strokes,
-            data=self.config.data,
-            strokes=self.config.strokes,
+            config=self.config,
             device=self.device,
-            flip=flip,
         )
 
     def probabilities(
         self,
         image: UInt8[np.ndarray, "h w 3"],
         strokes: UInt8[np.ndarray, "h w"],
-        *,
-        flip: bool = False,
     ) -> Float32[np.ndarray, "h w"]:
         """Return the probability of "object", in [0, 1], at the image's own size.
 
         Args:
             image: RGB, of any size.
             strokes: 0 background, 1 object, 255 unlabelled.
-            flip: Average with the mirrored input: twice the time, a slightly better outline.
 
         Raises:
             InputError: Arrays of another type, shape or coding.
         """
-        return self.logits(image, strokes, flip=flip).sigmoid().cpu().numpy()
+        return self.logits(image, strokes).sigmoid().cpu().numpy()
 
     def predict(
         self,
         image: UInt8[np.ndarray, "h w 3"],
         strokes: UInt8[np.ndarray, "h w"],
         *,
-        flip: bool = False,
         honour_strokes: bool = True,
     ) -> UInt8[np.ndarray, "h w"]:
         """Return the mask, 0 background and 1 object, at the image's own size.
@@ -201,13 +197,12 @@ class Predictor:
         Args:
             image: RGB, of any size.
             strokes: 0 background, 1 object, 255 unlabelled.
-            flip: Average with the mirrored input: twice the time, a slightly better outline.
             honour_strokes: Pixels under a stroke take the stroke's label.
 
         Raises:
             InputError: Arrays of another type, shape or coding.
         """
-        logits = self.logits(image, strokes, flip=flip)
+        logits = self.logits(image, strokes)
         return to_mask(logits, strokes, honour_strokes=honour_strokes)
 
 
@@ -230,13 +225,22 @@ def check_arrays(image: np.ndarray, strokes: np.ndarray) -> None:
         )
 
 
-def load(checkpoint: str | Path, *, device: str | None = None) -> Predictor:
+def load(
+    checkpoint: str | Path,
+    *,
+    device: str | None = None,
+    flip: bool | None = None,
+    edges: bool | None = None,
+) -> Predictor:
     """Load a trained network, ready to predict.
 
     Args:
         checkpoint: A checkpoint folder, a run or sweep (its best is taken), as local path or URI,
             or "released:NAME".
         device: "cuda", "mps", "cpu", ...; None takes the first of these that the machine has.
+        flip: Average with the mirrored image: a little better, twice the time; None: as the
+            checkpoint's own settings say.
+        edges: Follow the image's own edges; None: as the checkpoint's own settings say.
 
     Raises:
         InputError: Not a whole checkpoint, one of another format, or no such device.
@@ -254,8 +258,15 @@ def load(checkpoint: str | Path, *, device: str | None = None) -> Predictor:
         transfer(build_model(found.config.model), found.weights)
     model = build_model(found.config.model)
     transfer(model, found.weights)
+    own = found.config.predict
+    chosen = PredictConfig(
+        flip=own.flip if flip is None else flip, edges=own.edges if edges is None else edges
+    )
     return Predictor(
-        config=found.config, model=model.eval().to(place), device=place, source=str(checkpoint)
+        config=replace(found.config, predict=chosen),
+        model=model.eval().to(place),
+        device=place,
+        source=str(checkpoint),
     )
 
 
@@ -289,7 +300,6 @@ def predict_folder(
     out: Path,
     *,
     probabilities: bool = False,
-    flip: bool = False,
     honour_strokes: bool = True,
 ) -> Iterator[MaskWritten]:
     """Predict every image of a folder; iterate over the result to make it happen.
@@ -304,7 +314,6 @@ def predict_folder(
         out: Folder for the masks STEM.png (indexed, 0 background and 1 object); made if missing.
         probabilities: Also write `out`/probabilities/STEM.png: 8-bit grey, 255 x the probability of
             "object" before strokes are honoured.
-        flip: Average with the mirrored input.
         honour_strokes: Pixels under a stroke take the stroke's label.
 
     Raises:
@@ -319,7 +328,7 @@ def predict_folder(
         raise InputError(f"{out}: found a file, expected a folder for the masks")
     for scene in scenes:
         read_scene(scene)
-    return _write_masks(predictor, scenes, out, probabilities, flip, honour_strokes)
+    return _write_masks(predictor, scenes, out, probabilities, honour_strokes)
 
 
 def _pair(images: Path, scribbles: Path) -> list[ScenePaths]:
@@ -349,7 +358,6 @@ def _write_masks(
     scenes: list[ScenePaths],
     out: Path,
     probabilities: bool,
-    flip: bool,
     honour_strokes: bool,
 ) -> Iterator[MaskWritten]:
     """Write one mask after the other; see `predict_folder`."""
@@ -358,7 +366,7 @@ def _write_masks(
         (out / "probabilities").mkdir(exist_ok=True)
     for done, paths in enumerate(scenes, start=1):
         scene = read_scene(paths)
-        logits = predictor.logits(scene.image, scene.scribbles, flip=flip)
+        logits = predictor.logits(scene.image, scene.scribbles)
         mask = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes)
         if probabilities:
             grey = (logits.sigmoid() * 255).round().to(torch.uint8).cpu().numpy()

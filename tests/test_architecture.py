@@ -19,7 +19,7 @@ FLOORS = [
     ["errors", "progress"],
     ["config"],
     ["device", "distributed", "schedules"],
-    ["scribbles", "losses", "models", "metrics"],
+    ["scribbles", "losses", "models", "metrics", "edges"],
     ["checkpoint"],
     ["runs"],
     ["sweeps"],

@@ -1,6 +1,7 @@
 """Evaluation: figures against scikit-learn, files, folds and bad input."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 from torch import Tensor, nn
 
-from scribbleseg.config import DataConfig, FinetuneConfig
+from scribbleseg.config import DataConfig, FinetuneConfig, PredictConfig
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import Evaluation, evaluate, format_table, list_scored, object_share
 from scribbleseg.predict import Predictor
@@ -93,7 +94,9 @@ def test_intervals_hold_the_means_and_repeat(predictor: Predictor, root: Path):
 
 def test_files_say_what_was_returned(predictor: Predictor, root: Path, tmp_path: Path):
     out = tmp_path / "new" / "out"
-    found = evaluate(predictor, root, "val", out, masks=True, flip=True)
+    config = dataclasses.replace(predictor.config, predict=PredictConfig(flip=True))
+    predictor = dataclasses.replace(predictor, config=config)
+    found = evaluate(predictor, root, "val", out, masks=True)
     with (out / "scores.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["stem"] for line in lines] == STEMS
@@ -114,6 +117,7 @@ def test_files_say_what_was_returned(predictor: Predictor, root: Path, tmp_path:
     assert tuple(summary["intervals"]["miou"]) == found.intervals["miou"]
     assert summary["settings"]["checkpoint"] == "a test"
     assert summary["settings"]["flip"] is True
+    assert summary["settings"]["edges"] is False
     masks = sorted((out / "masks").iterdir())
     assert [path.stem for path in masks] == STEMS
     assert set(np.unique(Image.open(masks[0]))) == {0, 1}

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from scribbleseg.checkpoint import write_manifest, write_model
-from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, StrokesConfig
+from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, PredictConfig
 from scribbleseg.datasets.transforms import normalise
 from scribbleseg.errors import InputError
 from scribbleseg.models import build_model
@@ -64,10 +64,10 @@ def logits_of(model: nn.Module, image: np.ndarray, strokes: np.ndarray, long_sid
         model,
         image,
         strokes,
-        data=DataConfig(long_side=long_side),
-        strokes=StrokesConfig(),
+        config=FinetuneConfig(
+            data=DataConfig(long_side=long_side), predict=PredictConfig(**options)
+        ),
         device="cpu",
-        **options,
     )
 
 
@@ -110,6 +110,19 @@ def test_flip_averages_logits_with_those_of_the_mirrored_input():
     plain = logits_of(RedAsLogits(), image, blank(32, 50), long_side=50)
     flipped = logits_of(RedAsLogits(), image, blank(32, 50), long_side=50, flip=True)
     torch.testing.assert_close(flipped, plain)
+
+
+def test_edges_are_the_photographs_own():
+    """A border off the network's grid, whose pixels are eight of the photograph's wide."""
+    image = np.full((256, 512, 3), 90, np.uint8)
+    image[:, 260:] = 250
+    plain, along = (
+        logits_of(RedAsLogits(), image, blank(256, 512), long_side=64, edges=edges) > 0
+        for edges in (False, True)
+    )
+    wanted = torch.from_numpy(image[..., 0] > 124)
+    assert (plain != wanted).any()
+    assert (along == wanted).all()
 
 
 @pytest.mark.parametrize("training", [True, False])

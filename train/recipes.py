@@ -14,6 +14,7 @@ from scribbleseg.config import (
     LossConfig,
     ModelConfig,
     OptimConfig,
+    PredictConfig,
     PretrainConfig,
     PretrainDataConfig,
     PretrainOptimConfig,
@@ -81,6 +82,7 @@ def best() -> FinetuneConfig:
         model=ModelConfig(encoder="lite0"),
         optim=OptimConfig(learning_rate=1.5e-3, encoder_scale=0.5, ema_decay=0.995),
         train=TrainConfig(epochs=60, validate_every=5),
+        predict=PredictConfig(flip=True, edges=True),
     )
 
 

@@ -88,7 +88,6 @@ def hang(
     rows: Sequence[Row],
     *,
     count: int,
-    flip: bool = False,
     honour_strokes: bool = True,
 ) -> list[Group]:
     """Predict and draw the best, median and worst images.
@@ -98,15 +97,12 @@ def hang(
         scenes: Where the images are; holds every stem of `rows`.
         rows: The images' scores.
         count: Images per group.
-        flip: Average with the mirrored input, as the scores were made.
         honour_strokes: Pixels under a stroke take its label, as the scores were made.
     """
 
     def exhibit(row: Row, gates: bool) -> Exhibit:
         scene = read_scene(paths[row.stem])
-        prediction = predictor.predict(
-            scene.image, scene.scribbles, flip=flip, honour_strokes=honour_strokes
-        )
+        prediction = predictor.predict(scene.image, scene.scribbles, honour_strokes=honour_strokes)
         attention = draw_attention(predictor, scene) if gates else []
         return Exhibit(row=row, panels=draw_panels(scene, prediction), attention=attention)
 

@@ -115,7 +115,6 @@ def examine(predictor: Predictor, evaluation: Evaluation, count: int) -> Finding
             scenes,
             evaluation.rows,
             count=count,
-            flip=settings["flip"],
             honour_strokes=settings["honour_strokes"],
         ),
         num_parameters=sum(weight.numel() for weight in predictor.model.parameters()),

@@ -60,9 +60,10 @@ def how_scored(evaluation: Evaluation) -> str:
     """Return in two sentences what the figures were computed on, and how."""
     settings = evaluation.settings
     strokes = "take" if settings["honour_strokes"] else "do not take"
-    flip = ", averaged with the mirrored input" if settings["flip"] else ""
+    how = ", averaged with the mirrored input" if settings["flip"] else ""
+    how += ", along the image's own edges" if settings["edges"] else ""
     return (
-        f"{len(evaluation.rows)} images of {evaluation.part}, each at its own size{flip}; "
+        f"{len(evaluation.rows)} images of {evaluation.part}, each at its own size{how}; "
         f"pixels under a stroke {strokes} its label. Intervals are bootstrapped over images; "
         "pooled figures sum pixels over all images first."
     )

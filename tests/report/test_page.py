@@ -2,11 +2,13 @@
 
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from scribbleseg.config import PredictConfig
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import evaluate
 from scribbleseg.predict import Predictor
@@ -126,12 +128,15 @@ def test_another_split_can_be_shown(make_run, root: Path, tmp_path: Path):
 
 
 def test_evaluation_has_a_page_of_its_own(predictor: Predictor, root: Path, tmp_path: Path):
-    found = evaluate(predictor, root, "train", None, flip=True, honour_strokes=False)
+    predictor = replace(
+        predictor, config=replace(predictor.config, predict=PredictConfig(flip=True))
+    )
+    found = evaluate(predictor, root, "train", None, honour_strokes=False)
     page = page_of(write_evaluation_page(predictor, found, tmp_path / "scores"))
     assert "a test" in page.text and "evaluated on train" in page.text
     assert page.tags.count("img") == 6 * 3 + 3 * 2
     assert "Training loss" not in page.text
-    assert f"--data {root} --split train --flip --no-honour-strokes" in page.text
+    assert f"--data {root} --split train --flip --no-edges --no-honour-strokes" in page.text
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path):

@@ -27,7 +27,13 @@ def evaluation(*mious: float, fold: int | None = 0) -> Evaluation:
         for index, miou in enumerate(mious)
     ]
     mean = sum(mious) / len(mious)
-    settings = {"split": "train", "fold": fold, "flip": False, "honour_strokes": True}
+    settings = {
+        "split": "train",
+        "fold": fold,
+        "flip": False,
+        "edges": False,
+        "honour_strokes": True,
+    }
     return Evaluation(
         rows=rows,
         means=dict.fromkeys(METRIC_NAMES, mean),
