@@ -46,6 +46,11 @@ class Cluster:
     tunnel: subprocess.Popen[bytes] | None = None
 
     @property
+    def project(self) -> Path:
+        """A copy of this project, so that all that runs here is of one state of it."""
+        return self.room.folder / "project"
+
+    @property
     def settings(self) -> Path:
         """The cluster's YAML file."""
         return self.room.folder / "local.yaml"
@@ -65,11 +70,22 @@ class Cluster:
         self.open_tunnel()
         self.wait_for_nodes(*self.workers)
 
-    def restore(self) -> None:
-        """Turn on again what is off; Ray's autoscaler brings the nodes back."""
+    def restore(self, *, afresh: bool = False) -> None:
+        """Turn on again what is off; Ray's autoscaler brings the nodes back.
+
+        Args:
+            afresh: Begin with a new Ray, whatever the present one still does.
+        """
+        if afresh:
+            for host in (self.head, *self.workers):
+                if host.pid:
+                    self.room.kill(host)
+            self.room.boot(self.head.name)
         for host in self.workers:
             if not host.pid:
                 self.room.boot(host.name)
+        if afresh:
+            self.up()
         self.wait_for_nodes(*self.workers)
 
     def down(self) -> None:
@@ -157,7 +173,7 @@ class Job:
     def _submit(self) -> None:
         self.cluster.open_tunnel()
         self.began = self.log.stat().st_size if self.log.exists() else 0
-        self.process = self.cluster.desk.start(*self.words, log=self.log)
+        self.process = self.cluster.desk.start(*self.words, log=self.log, cwd=self.cluster.project)
 
     def said(self) -> str:
         """Return what it has printed since it was submitted."""
@@ -210,8 +226,14 @@ def open_cluster(
     """
     with open_room(["desk", "head", *workers, *spare]) as room:
         (room.folder / "logs").mkdir()
+        project = room.folder / "project"
         subprocess.run(
-            [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", ROOT]
+            ["rsync", "--archive", "--exclude=.git", "--filter=:- .gitignore"]
+            + [f"{ROOT}/", f"{project}/"],
+            check=True,
+        )
+        subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", str(project)]
             + ["--no-build-isolation", "--wheel-dir", str(room.folder / "dist")],
             check=True,
         )
@@ -219,6 +241,7 @@ def open_cluster(
             room.boot(name)
         desk = room.hosts["desk"]
         desk.environment = {
+            "PYTHONPATH": str(project),
             "RAY_AUTH_MODE": "token",
             "RAY_UP_enable_autoscaler_v2": "0",
             "RAY_USAGE_STATS_ENABLED": "0",

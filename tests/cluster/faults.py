@@ -14,6 +14,7 @@ from tests.cluster.hosts import Host, wait_until
 from tests.cluster.traced import Note, read_trace
 
 SECONDS_CUT = 20.0
+SECONDS_OF_NOTICE = 30.0
 
 
 @dataclass(kw_only=True)
@@ -56,12 +57,12 @@ class Run:
         return self.notes(rank)[-1]
 
     def wait_for_step(self, step: int, *, seconds: float = 300) -> None:
-        """Wait until both ranks have taken a step."""
+        """Wait until rank 0 has taken a step."""
 
         def taken() -> bool:
             if not self.job.is_running():
                 raise RuntimeError(f"{self.name} ended before step {step}\n{self.job.said()}")
-            return all(any(n.step >= step for n in self.notes(rank)) for rank in (0, 1))
+            return any(note.step >= step for note in self.notes(0))
 
         wait_until(taken, f"{self.name}'s step {step}", seconds=seconds)
 
@@ -131,11 +132,64 @@ def fill_disk(run: Run) -> None:
     filler.unlink()
 
 
-FAULTS: dict[str, Callable[[Run], None]] = {
-    "worker": kill_worker,
-    "node": kill_node,
-    "driver": kill_driver,
-    "link": cut_link,
-    "network": unplug_node,
-    "disk": fill_disk,
+def preempt_node(run: Run) -> None:
+    """A spot node is taken back, with 30 s of notice."""
+    host, head = run.host(1), run.cluster.head
+    node = run.cluster.nodes()[host.address]
+    drain = (
+        '. "$HOME/scribbleseg/venv/bin/activate"; RAY_AUTH_MODE=token ray drain-node '
+        f"--address {head.address}:6379 --node-id {node} --reason DRAIN_NODE_REASON_PREEMPTION "
+        f"--reason-message spot --deadline-remaining-seconds {SECONDS_OF_NOTICE:.0f}"
+    )
+    noticed = time.monotonic()
+    head.run("sh", "-c", drain)
+    time.sleep(noticed + SECONDS_OF_NOTICE - time.monotonic())
+    run.cluster.room.kill(host)
+
+
+def lose_head(run: Run) -> None:
+    """The head's machine is turned off; `ray up` and the same command again."""
+    cluster = run.cluster
+    cluster.room.kill(cluster.head)
+    cluster.room.boot(cluster.head.name)
+    cluster.up()
+    run.submit_again()
+
+
+def add_node(run: Run) -> None:
+    """A node is added by `ray up` while training, which may grow to three workers."""
+    cluster = run.cluster
+    spare = cluster.room.hosts["three"]
+    cluster.room.boot(spare.name)
+    cluster.workers.append(spare)
+    cluster.up("--no-restart")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A fault, and what the run that meets it is given besides."""
+
+    inject: Callable[[Run], None]
+    arguments: tuple[str, ...] = ()
+    same_workers: bool = True
+    """Whether as many workers end the run as began it: then its weights must not differ."""
+
+    @property
+    def text(self) -> str:
+        """What is done, in words."""
+        return (self.inject.__doc__ or "").strip().rstrip(".")
+
+
+GROWING = ("--launch.num-workers", "3", "--launch.min-workers", "2")
+FAULTS = {
+    # First, because the cluster has two workers until then, and three afterwards.
+    "added": Fault(inject=add_node, arguments=GROWING, same_workers=False),
+    "worker": Fault(inject=kill_worker),
+    "node": Fault(inject=kill_node),
+    "driver": Fault(inject=kill_driver),
+    "link": Fault(inject=cut_link),
+    "network": Fault(inject=unplug_node),
+    "disk": Fault(inject=fill_disk),
+    "preempted": Fault(inject=preempt_node),
+    "head": Fault(inject=lose_head),
 }

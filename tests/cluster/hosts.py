@@ -42,7 +42,7 @@ hostname {name}
 mount --bind {folder}/ray /tmp/ray
 mount -t overlay overlay -o lowerdir=$HOME,upperdir={folder}/home,workdir={folder}/work $HOME
 mount -t tmpfs tmpfs /dev/shm
-mount --bind {room}/hosts /etc/hosts
+mount --bind {folder}/hosts /etc/hosts
 mount --bind /dev/null /etc/resolv.conf
 mkdir -p /run/sshd
 # As distributions ship it for users, and not for root.
@@ -190,11 +190,11 @@ class Host:
             )
         return done.stdout
 
-    def start(self, *words: str | Path, log: Path) -> subprocess.Popen[bytes]:
+    def start(self, *words: str | Path, log: Path, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
         """Start a command that runs beside; what it prints goes to a file."""
         with log.open("ab") as stream:
             process = subprocess.Popen(
-                self.command(*words),
+                self.command(*words, cwd=cwd),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -240,6 +240,11 @@ class Room:
         host = self.hosts[name]
         for part in ("home", "work"):
             (host.folder / part).mkdir(parents=True, exist_ok=True)
+        # As Debian has it: a host's own name leads to its loopback, and to nobody else.
+        (host.folder / "hosts").write_text(
+            f"127.0.0.1 localhost\n127.0.1.1 {name}\n"
+            + "".join(f"{o.address} {o.name}\n" for o in self.hosts.values() if o is not host)
+        )
         shutil.rmtree(host.folder / "ray", ignore_errors=True)
         (host.folder / "ray").mkdir()
         for mark in ("wait", "ready"):
@@ -323,20 +328,19 @@ def open_room(names: Sequence[str]) -> Generator[Room]:
         name: Host(name=name, address=f"{NETWORK}.{number}", folder=folder / name)
         for number, name in enumerate(names, start=1)
     }
-    (folder / "hosts").write_text(
-        "127.0.0.1 localhost\n" + "".join(f"{h.address} {h.name}\n" for h in hosts.values())
-    )
     (folder / "sshd_config").write_text(SSHD.format(room=folder))
     for key in ("key", "host_key"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / key],
             check=True,
         )
-    process = subprocess.Popen(
-        ["unshare", "--fork", "--kill-child", "--mount", "--net", "--pid", "--mount-proc"]
-        + ["sh", "-c", ROOM.format(folder=folder, megabytes=SHARED_MEGABYTES)],
-        stdin=subprocess.DEVNULL,
-    )
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["unshare", "--fork", "--kill-child", "--mount", "--net", "--pid", "--mount-proc"]
+            + ["sh", "-c", ROOM.format(folder=folder, megabytes=SHARED_MEGABYTES)],
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+        )
     guard = subprocess.Popen(
         ["sh", "-c", GUARD, "guard", str(process.pid), str(folder)],
         stdin=subprocess.PIPE,

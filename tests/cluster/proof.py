@@ -39,6 +39,8 @@ SETTINGS = (
 TWO_WORKERS = ("--launch.num-workers", "2", "--launch.cpus-per-worker", "1")
 # These measure time, or what a process saw since it began.
 NOT_COMPARED = ("seconds", "waiting", "all_reduce")
+# What batch normalisation over other shares of a batch may do to so short a run.
+NOISE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +52,19 @@ class Outcome:
     """What was done, in words."""
     ended: bool
     """Whether the run came to its end."""
+    error: str
+    """What went wrong in the proof; empty where nothing did."""
     metrics_whole: bool
-    """Whether metrics.jsonl holds each epoch once, in order, with the undisturbed run's figures."""
+    """Whether metrics.jsonl holds each epoch once, in order; with the undisturbed run's figures,
+    where as many workers end the run as began it.
+    """
+    same_workers: bool
+    """Whether as many workers ended the run as began it."""
     weights_equal: bool
     """Whether the final weights are those of the undisturbed run, bit by bit."""
+    miou: float
+    """Of the last epoch."""
+    miou_undisturbed: float
     steps_lost: int
     """Steps that were computed twice."""
     interval: int
@@ -64,12 +75,10 @@ class Outcome:
     @property
     def survived(self) -> bool:
         """Whether nothing was lost."""
-        return (
-            self.ended
-            and self.metrics_whole
-            and self.weights_equal
-            and self.steps_lost <= self.interval
+        same = self.weights_equal or (
+            not self.same_workers and abs(self.miou - self.miou_undisturbed) <= NOISE
         )
+        return self.ended and self.metrics_whole and same and self.steps_lost <= self.interval
 
 
 def prepare(cluster: Cluster) -> tuple[str, ...]:
@@ -91,21 +100,33 @@ def start(cluster: Cluster, name: str, arguments: tuple[str, ...]) -> Run:
     )
 
 
-def disturb(cluster: Cluster, fault: str, arguments: tuple[str, ...]) -> Outcome:
+def disturb(cluster: Cluster, name: str, arguments: tuple[str, ...]) -> Outcome:
     """Do a fault to a run that is compared with the run `undisturbed`, which has ended."""
-    inject = FAULTS[fault]
-    run = start(cluster, fault, arguments)
-    run.wait_for_step(STEPS_PER_EPOCH + 2)
-    began = time.time()
-    inject(run)
-    ended = run.job.wait()
-    folder, reference = folder_of(cluster, fault), folder_of(cluster, "undisturbed")
+    fault = FAULTS[name]
+    run = start(cluster, name, (*arguments, *fault.arguments))
+    began, error = time.time(), ""
+    try:
+        run.wait_for_step(STEPS_PER_EPOCH + 2)
+        began = time.time()
+        fault.inject(run)
+        run.job.expect()
+    except (OSError, RuntimeError, subprocess.SubprocessError) as caught:
+        # The other faults are still of interest.
+        error = str(caught)
+    folder, reference = folder_of(cluster, name), folder_of(cluster, "undisturbed")
+    rows, expected = figures(folder), figures(reference)
+    if not fault.same_workers:
+        rows, expected = ([{"epoch": row["epoch"]} for row in each] for each in (rows, expected))
     return Outcome(
-        fault=fault,
-        done=(inject.__doc__ or "").strip().rstrip("."),
-        ended=ended and folder.finished(),
-        metrics_whole=figures(folder) == figures(reference),
+        fault=name,
+        done=fault.text,
+        ended=not error and folder.finished(),
+        error=error,
+        metrics_whole=rows == expected,
+        same_workers=fault.same_workers,
         weights_equal=same_weights(folder, reference),
+        miou=last_miou(folder),
+        miou_undisturbed=last_miou(reference),
         steps_lost=steps_lost(run),
         interval=STEPS_PER_EPOCH,
         seconds_to_resume=seconds_to_resume(run, began),
@@ -121,6 +142,11 @@ def figures(folder: RunFolder) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl without what differs between any two runs."""
     rows = folder.read_metrics()
     return [{key: row[key] for key in row if key not in NOT_COMPARED} for row in rows]
+
+
+def last_miou(folder: RunFolder) -> float:
+    """Return the mIoU of the last epoch that was written down; 0 before the first."""
+    return float(next((row["miou"] for row in reversed(folder.read_metrics())), 0.0))
 
 
 def same_weights(one: RunFolder, other: RunFolder) -> bool:
@@ -164,10 +190,17 @@ def as_markdown(outcomes: Sequence[Outcome]) -> str:
         lines.append(
             f"| {outcome.done} | {'yes' if outcome.survived else 'NO'} "
             f"| {'whole' if outcome.metrics_whole else 'DIFFER'} "
-            f"| {'equal' if outcome.weights_equal else 'DIFFER'} "
+            f"| {weights_in_words(outcome)} "
             f"| {outcome.steps_lost} | {outcome.interval} | {outcome.seconds_to_resume:.0f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def weights_in_words(outcome: Outcome) -> str:
+    """Return how the final weights compare."""
+    if outcome.weights_equal:
+        return "equal"
+    return f"differ: mIoU {outcome.miou:.3f}, undisturbed {outcome.miou_undisturbed:.3f}"
 
 
 def main() -> int:
@@ -182,7 +215,9 @@ def main() -> int:
         return 2
     asked.out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
-    with open_cluster(["one", "two", "three"], head_cpus=0) as cluster:
+    names = ["one", "two", "three"]
+    num_first = 2 if "added" in asked.faults else 3
+    with open_cluster(names[:num_first], head_cpus=0, spare=names[num_first:]) as cluster:
         try:
             say("up")
             cluster.up()
@@ -190,14 +225,14 @@ def main() -> int:
             say("undisturbed")
             if not start(cluster, "undisturbed", arguments).job.wait():
                 raise RuntimeError("the undisturbed run failed")
-            for fault in asked.faults:
+            for fault in (name for name in FAULTS if name in asked.faults):
                 say(fault)
                 outcomes.append(disturb(cluster, fault, arguments))
                 say(str(outcomes[-1]))
                 record = [asdict(each) | {"survived": each.survived} for each in outcomes]
                 (asked.out / "faults.json").write_text(json.dumps(record, indent=2) + "\n")
                 (asked.out / "faults.md").write_text(as_markdown(outcomes))
-                cluster.restore()
+                cluster.restore(afresh=not outcomes[-1].ended)
             cluster.down()
         finally:
             for part in ("logs", "traces"):
