@@ -42,7 +42,7 @@ from scribbleseg.loops.segment import fit
 from scribbleseg.loops.state import init_state
 from scribbleseg.loops.steps import EpochDone, SaveDue
 from scribbleseg.runs import RunFolder
-from train.worker import write_checkpoint
+from train.saving import Snapshot, write_checkpoint
 
 config = from_yaml(FinetuneConfig(), Path(sys.argv[1]))
 run = RunFolder.open(sys.argv[2])
@@ -54,7 +54,7 @@ data, state = open_data(config), init_state(config, device, precision)
 for event in fit(state, data, config, device=device, precision=precision):
     match event:
         case SaveDue():
-            write_checkpoint(run, state, config, event.epoch)
+            write_checkpoint(run, config, Snapshot.take(state, event.epoch))
         case EpochDone():
             run.write_metrics(state.progress.history)
 """

@@ -318,6 +318,10 @@ class TrainConfig:
     """Minutes between checkpoints inside a long epoch; one is written after every validated epoch
     anyway.
     """
+    save_steps: int | None = None
+    """Optimiser steps between checkpoints inside an epoch, besides those by time; None: by time
+    alone.
+    """
     keep: int = 2
     """Checkpoints kept besides the best one (1 or more)."""
 
@@ -327,6 +331,12 @@ class TrainConfig:
             require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "1 or more")
         require(self.seed >= 0, "train.seed", self.seed, "0 or more")
         require(self.save_minutes > 0, "train.save_minutes", self.save_minutes, "above 0")
+        require(
+            self.save_steps is None or self.save_steps >= 1,
+            "train.save_steps",
+            self.save_steps,
+            "1 or more, or None",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

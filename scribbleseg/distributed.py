@@ -62,6 +62,15 @@ def broadcast_float(value: float, device: torch.device) -> float:
     return float(shared.item())
 
 
+def broadcast(value: T) -> T:
+    """Return rank 0's `value`, anything that can be pickled, on every rank."""
+    if world_size() == 1:
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0)
+    return cast(T, values[0])
+
+
 def gather(value: T) -> list[T]:
     """Return every rank's `value`, in rank order, on every rank."""
     if world_size() == 1:

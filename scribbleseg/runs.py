@@ -11,7 +11,8 @@ STORAGE/NAME/
 
 STORAGE is a local path or a URI (s3://, gs://; `AWS_ENDPOINT_URL` is honoured). Local files and
 folders are written beside their place and renamed into it. Object stores have no rename, but there
-a single put is atomic, and a checkpoint's manifest is put last.
+a single put is atomic, and a checkpoint's manifest is put last. A checkpoint is replaced only by
+one that has arrived whole.
 
 One process writes a run at a time; any number may read it, with nothing but this folder.
 """
@@ -42,6 +43,8 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{4,9})")
+# What is to replace a checkpoint of the same epoch is brought there whole under this name first.
+_INCOMING_NAME = re.compile(r"\.incoming_(\d{4,9})")
 _MAX_FILE_BYTES = 1_000_000
 _MAX_METRICS_BYTES = 100_000_000
 _EPOCHS_FOR_PACE = 5
@@ -206,19 +209,44 @@ class RunFolder:
 
         Raises:
             OSError: it cannot be written, such as on a full disk. Every other checkpoint stays
-                whole, and what was written of this one is removed. On local storage an older
-                checkpoint of the same epoch stays too.
+                whole, and what was written of this one is removed. An older checkpoint of the same
+                epoch stays too, or the new one can be had by `finish_save`.
             ValueError: `local_folder` holds no whole checkpoint.
         """
         faults = checkpoint.verify(local_folder, hashed=())
         if faults:
             raise ValueError(f"not a whole checkpoint: {faults[0]}")
-        target = self.checkpoint_path(epoch)
-        if self.local_path is None:
+        self.finish_save()
+        target, incoming = self.checkpoint_path(epoch), f"{self.path}/.incoming_{epoch:04d}"
+        if self.local_path is not None:
+            _move_into_place(local_folder, Path(incoming), Path(target))
+        elif self.filesystem.get_file_info(target).type == FileType.NotFound:
             _upload(local_folder, self.filesystem, target)
         else:
-            _move_into_place(local_folder, Path(target))
+            _upload(local_folder, self.filesystem, incoming)
+            _copy_into_place(self.filesystem, incoming, target)
         return target
+
+    def finish_save(self) -> None:
+        """Finish what a process that was killed while it replaced a checkpoint has left.
+
+        The new one is taken if it had arrived whole; else its remains are removed, and the old one
+        is still there. Only the process that writes the run may call this.
+
+        Raises:
+            OSError: the storage cannot be written.
+        """
+        for name in self.list_folders():
+            match = _INCOMING_NAME.fullmatch(name)
+            if match is None:
+                continue
+            incoming, target = f"{self.path}/{name}", self.checkpoint_path(int(match[1]))
+            if not self._is_whole(incoming, hashed=False):
+                _remove_checkpoint(self.filesystem, incoming)
+            elif self.local_path is not None:
+                _put_into_place(Path(incoming), Path(target))
+            else:
+                _copy_into_place(self.filesystem, incoming, target)
 
     def checkpoint_path(self, epoch: int) -> str:
         """Return where the checkpoint of an epoch lies on `filesystem`, or would lie."""
@@ -230,7 +258,11 @@ class RunFolder:
         Args:
             hashed: compare the files' content with the manifest too, not only their sizes.
         """
-        return [epoch for epoch in self._epochs() if self._is_whole(epoch, hashed=hashed)]
+        return [
+            epoch
+            for epoch in self._epochs()
+            if self._is_whole(self.checkpoint_path(epoch), hashed=hashed)
+        ]
 
     def last(self, *, hashed: bool = False) -> int | None:
         """Return the epoch of the last whole checkpoint; None where there is none.
@@ -238,8 +270,10 @@ class RunFolder:
         Args:
             hashed: compare the files' content with the manifest too, not only their sizes.
         """
-        newest_first = reversed(self._epochs())
-        return next((epoch for epoch in newest_first if self._is_whole(epoch, hashed=hashed)), None)
+        for epoch in reversed(self._epochs()):
+            if self._is_whole(self.checkpoint_path(epoch), hashed=hashed):
+                return epoch
+        return None
 
     def write_best(self, epoch: int, metric: str, value: float) -> None:
         """Record which checkpoint is best; called after the checkpoint is saved.
@@ -316,8 +350,7 @@ class RunFolder:
         ]
         return sorted(int(match[1]) for match in names if match)
 
-    def _is_whole(self, epoch: int, *, hashed: bool) -> bool:
-        folder = self.checkpoint_path(epoch)
+    def _is_whole(self, folder: str, *, hashed: bool) -> bool:
         content = _read(self.filesystem, f"{folder}/{MANIFEST}", limit=_MAX_FILE_BYTES)
         if content is None:
             return False
@@ -450,30 +483,49 @@ def _checkpoint_name(epoch: int) -> str:
     return f"checkpoint_{epoch:04d}"
 
 
-def _move_into_place(folder: Path, target: Path) -> None:
-    """Make `folder` the new `target`; the old one goes only once the new one stands."""
-    incoming = target.with_name(".incoming")
-    outgoing = target.with_name(".outgoing")
-    for remains in (incoming, outgoing):
-        shutil.rmtree(remains, ignore_errors=True)
+def _move_into_place(folder: Path, incoming: Path, target: Path) -> None:
+    """Make `folder` the new `target`, by way of `incoming` in the folder of the target."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         # A rename where `folder` comes from `RunFolder.scratch`, a copy from another file system.
         shutil.move(folder, incoming)
+        _put_into_place(incoming, target)
+    except OSError:
+        shutil.rmtree(incoming, ignore_errors=True)
+        raise
+
+
+def _put_into_place(incoming: Path, target: Path) -> None:
+    """Rename a folder; the one that it replaces goes only once the new one stands."""
+    outgoing = target.with_name(".outgoing")
+    shutil.rmtree(outgoing, ignore_errors=True)
+    try:
         if target.exists():
             os.replace(target, outgoing)
         os.replace(incoming, target)
     except OSError:
         if outgoing.exists() and not target.exists():
             os.replace(outgoing, target)
-        shutil.rmtree(incoming, ignore_errors=True)
         raise
     shutil.rmtree(outgoing, ignore_errors=True)
 
 
-def _upload(folder: Path, filesystem: FileSystem, target: str) -> None:
-    """Copy a checkpoint folder to an object store; the old one goes first, the manifest is last."""
+def _copy_into_place(filesystem: FileSystem, incoming: str, target: str) -> None:
+    """Replace a checkpoint on an object store by another one there, manifest last.
+
+    Stores copy their own objects without moving them through here. Until the end either the old
+    checkpoint or the incoming one is whole.
+    """
+    infos = filesystem.get_file_info(FileSelector(incoming))
+    names = sorted(info.base_name for info in infos if info.base_name != MANIFEST)
     _remove_checkpoint(filesystem, target)
+    for name in [*names, MANIFEST]:
+        filesystem.copy_file(f"{incoming}/{name}", f"{target}/{name}")
+    _remove_checkpoint(filesystem, incoming)
+
+
+def _upload(folder: Path, filesystem: FileSystem, target: str) -> None:
+    """Copy a checkpoint folder to an object store, the manifest last."""
     names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
     try:
         for name in [*names, MANIFEST]:

@@ -86,6 +86,17 @@ def test_a_rank_says_how_long_it_waited_for_another(tmp_path):
     assert early > 0.5 and late < early
 
 
+def shared(rank):
+    from scribbleseg.distributed import broadcast, gather
+
+    return {"broadcast": broadcast({"epoch": rank}), "gather": gather(None if rank else "only 0")}
+
+
+def test_what_one_rank_knows_all_know(tmp_path):
+    expected = {"broadcast": {"epoch": 0}, "gather": ["only 0", None]}
+    assert spawn(shared, tmp_path) == [expected, expected]
+
+
 def test_on_one_process_a_network_stays_what_it_is():
     network = small_network()
     assert data_parallel(network, CPU) is network

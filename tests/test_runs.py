@@ -352,7 +352,7 @@ def test_a_rename_that_fails_brings_the_old_checkpoint_back(
     rename = os.replace
 
     def fail_once_moved_aside(source: Path, target: Path) -> None:
-        if Path(source).name == ".incoming":
+        if Path(source).name == ".incoming_0002":
             raise OSError("No space left on device")
         rename(source, target)
 
@@ -365,7 +365,7 @@ def test_a_rename_that_fails_brings_the_old_checkpoint_back(
 
 def test_remains_of_a_killed_save_do_no_harm(finished_run: RunFolder, tmp_path: Path) -> None:
     folder = Path(finished_run.path)
-    for name in (".scratch", ".incoming", ".outgoing"):
+    for name in (".scratch", ".incoming_0002", ".outgoing"):
         build(folder / name, 9)
     assert finished_run.checkpoints() == [1, 2]
     save(finished_run, 2, value=3)
@@ -411,7 +411,6 @@ def test_an_upload_puts_the_manifest_last(
     object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunFolder.at(f"{object_store}/{tmp_path.name}", "run")
-    save(run, 1, value=0.5)
     copy, seen = pyarrow.fs.copy_files, []
 
     def watch(source: str, target: str, **kwargs: Any) -> None:
@@ -423,6 +422,50 @@ def test_an_upload_puts_the_manifest_last(
     save(run, 1)
     assert seen == ["config.json", "model.safetensors", "trainer.pt", "manifest.json"]
     assert run.checkpoints() == [1]
+
+
+class KilledError(BaseException):
+    """Nothing catches this, as nothing catches a SIGKILL."""
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
+def test_wherever_a_replacement_is_killed_a_whole_checkpoint_of_the_epoch_remains(
+    run: RunFolder, tmp_path: Path, place: int
+) -> None:
+    from scribbleseg import runs
+
+    save(run, 2)
+    left = place
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def die_or_call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KilledError
+            return call(*args, **kwargs)
+
+        return die_or_call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in (
+            (os, "replace"), (shutil, "move"), (shutil, "rmtree"), (pyarrow.fs, "copy_files"),
+            (runs, "_remove_checkpoint"), (runs, "_upload"), (runs, "_copy_into_place"),
+        ):  # fmt: skip
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        try:
+            save(run, 2, value=9)
+        except KilledError:
+            pass
+        else:
+            # Enough places were tried: without this one the save comes to its end.
+            assert place > 5
+    run.finish_save()
+    assert run.checkpoints(hashed=True) == [2]
+    assert value_in(run, 2, tmp_path) in (2, 9)
+    save(run, 2, value=10)
+    assert value_in(run, 2, tmp_path) == 10
+    assert all(name.startswith("checkpoint_0002/") for name in listing(run))
 
 
 # Best, pull, status.

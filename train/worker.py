@@ -8,7 +8,6 @@ reports every epoch to Ray, which hangs otherwise. A sweep's trial of one worker
 
 import contextlib
 import importlib.metadata
-import logging
 import platform
 import shutil
 import tempfile
@@ -34,7 +33,7 @@ from scribbleseg.config import (
 )
 from scribbleseg.datasets.cache import SceneCache
 from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
-from scribbleseg.distributed import barrier, broadcast_flag, rank, world_size
+from scribbleseg.distributed import barrier, broadcast, gather, rank, world_size
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.loops import pretrain, segment
 from scribbleseg.loops.batches import BatchPlan, open_data
@@ -44,12 +43,12 @@ from scribbleseg.progress import narrated
 from scribbleseg.report.pretraining import NUM_SCENES, draw_picture, picture_name
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard
+from train.saving import Saver, attempt
 
 Config = FinetuneConfig | PretrainConfig
 State = TrainState | pretrain.PretrainState
 
 SECONDS_BETWEEN_POSTS = 1.0
-SECONDS_BEFORE_SAVING_AGAIN = 30.0
 SKIPPED_SHOWN = 5
 # Figures of an epoch that its line shows, by key, where it has them.
 SHOWN = {
@@ -64,8 +63,6 @@ SHOWN = {
 # What a step waited for, by key: shares, shown in per cent.
 WAITS = {"waiting": "waiting", "all_reduce": "all-reduce"}
 VERSIONED = ("scribbleseg", "torch", "ray", "albumentations", "numpy")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +181,7 @@ def train_run(
         payload: See `train_worker`.
         assemble: Puts the run together.
         report: Tells whoever runs this rank about the last of these epochs, and of which epoch the
-            last checkpoint is; it may raise to end the rank.
+            last whole checkpoint is, as rank 0 knows; it may raise to end the rank.
 
     Raises:
         InputError: the input is wrong.
@@ -196,12 +193,14 @@ def train_run(
         # Ray sets OMP_NUM_THREADS only where nothing else has; this decides the speed on CPUs.
         prepare_cpu(payload["cpus"])
     run = RunFolder.at(payload["storage"], payload["name"])
-    resumed = run.last(hashed=True)
+    resumed = _last_checkpoint(run)
     say = payload["board"].say
     # Every machine fetches its own copy of remote data, so each says who it is.
     node = f"{platform.node()}: " if world_size() > 1 else ""
     with narrated(lambda line: say(node + line)):
-        job = assemble(payload["config"], device, resumed=resumed is not None)
+        job = _on_all_ranks(
+            lambda: assemble(payload["config"], device, resumed=resumed is not None)
+        )
     if resumed is not None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = run.fetch(resumed, Path(scratch) / "resumed")
@@ -212,23 +211,48 @@ def train_run(
     for line in job.warnings:
         screen.say(line)
     record = RunRecord.start(payload, job, run)
-    saved_epoch = resumed
+    saver = Saver(run, job.config, resumed)
     # Closed here and not when they are collected: a sweep's process goes on with another run.
-    with record, contextlib.closing(job.events()) as events:
+    with record, saver, contextlib.closing(job.events()) as events:
         for event in events:
             match event:
                 case StepDone():
                     screen.step(event)
                 case SaveDue():
-                    final = event.epoch == epochs
-                    if save(run, job.state, job.config, event.epoch, final=final, device=device):
-                        saved_epoch = event.epoch
+                    saver.save(event, job.state)
                 case EpochDone():
                     screen.epoch(event)
                     record.epoch(event, history)
-                    report(run, history, saved_epoch)
+                    report(run, history, saver.saved_epoch)
         record.finish(history)
     barrier()
+
+
+def _last_checkpoint(run: RunFolder) -> int | None:
+    """Return the epoch of the checkpoint to go on from, which is rank 0's choice for all."""
+    epoch = None
+    if rank() == 0:
+        run.finish_save()
+        epoch = run.last(hashed=True)
+    return broadcast(epoch)
+
+
+def _on_all_ranks(assemble: Callable[[], Assembly]) -> Assembly:
+    """Return this rank's part of a run once every rank has its own.
+
+    Raises:
+        InputError: the input of some rank is wrong, such as data that only one node has: alone, the
+            others would wait for it until they time out.
+    """
+    job, fault = None, None
+    try:
+        job = assemble()
+    except InputError as error:
+        fault = str(error)
+    faults = [each for each in gather(fault) if each is not None]
+    if job is None or faults:
+        raise InputError(faults[0])
+    return job
 
 
 def worker_device(payload: dict[str, Any]) -> torch.device:
@@ -236,56 +260,6 @@ def worker_device(payload: dict[str, Any]) -> torch.device:
     if dist.is_initialized():
         return ray.train.torch.get_device()
     return pick_device(gpus=payload["gpus"] > 0)
-
-
-def save(
-    run: RunFolder,
-    state: State,
-    config: Config,
-    epoch: int,
-    *,
-    final: bool,
-    device: torch.device,
-) -> bool:
-    """Write a checkpoint from rank 0; return, on every rank, whether it is whole.
-
-    When it cannot be written the last whole one stays, and the next save is due soon enough; only
-    the final one is tried again here, and ends the run if it fails again.
-    """
-    written = rank() == 0 and _try(lambda: write_checkpoint(run, state, config, epoch))
-    if final and rank() == 0 and not written:
-        time.sleep(SECONDS_BEFORE_SAVING_AGAIN)
-        write_checkpoint(run, state, config, epoch)
-        written = True
-    return broadcast_flag(written, device)
-
-
-def _try(write: Callable[[], None]) -> bool:
-    """Call `write`; return whether it worked, and log why not. A disk may be full for a while."""
-    try:
-        write()
-    except OSError as error:
-        logger.warning("could not be written, will be tried again: %s", error)
-        return False
-    return True
-
-
-def write_checkpoint(run: RunFolder, state: State, config: Config, epoch: int) -> None:
-    """Write one checkpoint, then the record of the best, then remove what is no longer kept."""
-    history = state.progress.history
-    metrics = history[-1] if history else {}
-    with run.scratch() as folder:
-        checkpoints.write_model(folder, config=config, weights=state.weights(), metrics=metrics)
-        checkpoints.write_trainer(folder, state.to_dict())
-        checkpoints.write_manifest(folder)
-        run.save_checkpoint(epoch, folder)
-    if metrics.get("epoch") == epoch:
-        # Without validation the last checkpoint is the best one.
-        metric = "miou" if "miou" in metrics else "epoch"
-        best = run.best()
-        if best is None or metrics[metric] > best["value"]:
-            run.write_best(epoch, metric, float(metrics[metric]))
-    run.prune(config.train.keep)
 
 
 def figures_of_last(history: list[Row]) -> Row:
@@ -430,13 +404,13 @@ class RunRecord:
             return
         self.facts["wall_time"] = time.monotonic() - self.began
         # The next epoch writes all of it again, so a full disk costs nothing here.
-        _try(lambda: self.run.write_metrics(history))
-        _try(lambda: self.run.write_json("run.json", self.facts))
-        _try(lambda: self._write_scalars(history))
+        attempt(lambda: self.run.write_metrics(history))
+        attempt(lambda: self.run.write_json("run.json", self.facts))
+        attempt(lambda: self._write_scalars(history))
         draw = self.draw
         if draw is not None and "probe_miou" in event.metrics:
             name = picture_name(event.epoch)
-            _try(lambda: self.run.write_file(name, draw()))
+            attempt(lambda: self.run.write_file(name, draw()))
 
     def _write_scalars(self, history: list[Row]) -> None:
         """Write what TensorBoard's files lack, and copy them to a run that is elsewhere."""

@@ -54,6 +54,8 @@ class SaveDue:
 
     epoch: int
     """Epoch in progress or just finished, from 1: the checkpoint's number."""
+    final: bool = False
+    """No step follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,14 @@ class Progress:
             name: float(all_reduce_sum(total)) / (num_steps * world_size())
             for name, total in self.sums.items()
         }
+
+    def even_out(self) -> None:
+        """Give every rank the ranks' mean of the sums, so that one rank's can stand for all.
+
+        A checkpoint holds those of rank 0, and may be resumed by another number of ranks.
+        """
+        for name, total in self.sums.items():
+            self.sums[name] = all_reduce_sum(total) / world_size()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, as tensors and plain types."""
@@ -179,7 +189,7 @@ def run_steps(
     """Take all remaining steps of a run, yielding the same events on every rank.
 
     Per step `StepDone`; per validated epoch `SaveDue`, then `EpochDone`; within long epochs
-    `SaveDue` every `train.save_minutes`, decided by rank 0.
+    `SaveDue` every `train.save_minutes`, decided by rank 0, and every `train.save_steps`.
 
     Args:
         progress: Counters of the run, changed in place.
@@ -220,7 +230,9 @@ def run_steps(
             step_seconds=now - ready,
         )
         epoch_ended = progress.step % plan.steps_per_epoch == 0
-        if epoch_ended or progress.step % STEPS_BETWEEN_CHECKS == 0:
+        save_due = config.save_steps is not None and progress.step % config.save_steps == 0
+        checked = epoch_ended or save_due or progress.step % STEPS_BETWEEN_CHECKS == 0
+        if checked:
             watch.check(progress.step)
             waits.settle()
         if epoch_ended:
@@ -238,11 +250,12 @@ def run_steps(
             progress.epoch_seconds = 0.0
             began = saved = time.perf_counter()
             if validated:
-                yield SaveDue(epoch=epoch)
+                yield SaveDue(epoch=epoch, final=epoch == config.epochs)
             yield EpochDone(epoch=epoch, metrics=row, warning=warning)
-        elif progress.step % STEPS_BETWEEN_CHECKS == 0:
+        elif checked:
             late = time.perf_counter() - saved > 60 * config.save_minutes
-            if broadcast_flag(late, device):
+            if save_due or broadcast_flag(late, device):
+                progress.even_out()
                 progress.epoch_seconds = time.perf_counter() - began
                 saved = time.perf_counter()
                 yield SaveDue(epoch=epoch)

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,20 +129,77 @@ def test_a_killed_and_resumed_run_equals_the_undisturbed_one(tiny_data, architec
     assert same(undisturbed, resumed)
 
 
-def test_a_checkpoint_inside_an_epoch_resumes_to_the_last_bit_too(tiny_data, monkeypatch):
-    monkeypatch.setattr("scribbleseg.loops.steps.STEPS_BETWEEN_CHECKS", 1)
-    config = settings(tiny_data, train__save_minutes=1e-9)
+@pytest.mark.parametrize("wish", [{"train__save_minutes": 1e-9}, {"train__save_steps": 3}])
+def test_a_checkpoint_inside_an_epoch_resumes_to_the_last_bit_too(tiny_data, monkeypatch, wish):
+    if "train__save_minutes" in wish:
+        monkeypatch.setattr("scribbleseg.loops.steps.STEPS_BETWEEN_CHECKS", 1)
+    config = settings(tiny_data, train__batch_size=2, **wish)
     _, undisturbed = run(config, *start(config))
     state, data = start(config)
     for event in fit(state, data, config, device=CPU, precision=None):
         if isinstance(event, SaveDue):
             half = copy.deepcopy(state.to_dict())
             break
-    assert half["progress"]["step"] == 1
+    assert half["progress"]["step"] == (1 if "train__save_minutes" in wish else 3)
     state, data = start(config)
     state.load_dict(half)
     _, resumed = run(config, state, data)
     assert same(undisturbed, resumed)
+
+
+def test_checkpoints_inside_epochs_come_every_so_many_steps(tiny_data):
+    config = settings(tiny_data, train__batch_size=2, train__save_steps=2)
+    events, _ = run(config, *start(config))
+    saves = [(n, e) for n, e in enumerate(events) if isinstance(e, SaveDue)]
+    steps = [sum(isinstance(e, StepDone) for e in events[:n]) for n, _ in saves]
+    # An epoch has 5 steps; its own checkpoint comes besides.
+    assert steps == [2, 4, 5, 6, 8, 10]
+    assert [event.epoch for _, event in saves] == [1, 1, 1, 2, 2, 2]
+    assert [event.final for _, event in saves] == 5 * [False] + [True]
+
+
+def resume_rank(rank, world_size, path, config, saved, rows):
+    """One rank of a run that is saved within its first epoch, or of one resumed from there."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{path}", rank=rank, world_size=world_size
+        )
+    state, data = start(config)
+    if Path(saved).exists():
+        state.load_dict(torch.load(saved, weights_only=True))
+    for event in fit(state, data, config, device=CPU, precision=None):
+        if isinstance(event, SaveDue) and not Path(saved).exists():
+            # Rank 0's state alone, as in a checkpoint.
+            if rank == 0:
+                torch.save(state.to_dict(), f"{saved}.partial")
+            if world_size > 1:
+                dist.barrier()
+            break
+        if isinstance(event, EpochDone) and rank == 0:
+            rows.append(event.metrics)
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def test_a_run_resumed_by_another_number_of_workers_draws_what_it_would_have(tiny_data, tmp_path):
+    config = settings(tiny_data, train__batch_size=2, train__save_steps=3)
+    with mp.Manager() as manager:
+        rows = [manager.list() for _ in range(3)]
+        saved = tmp_path / "saved.pt"
+        mp.spawn(resume_rank, (2, tmp_path / "two", config, str(saved), rows[0]), nprocs=2)
+        Path(f"{saved}.partial").rename(saved)
+        for number, workers in ((1, 1), (2, 2)):
+            arguments = (workers, tmp_path / f"again-{workers}", config, str(saved), rows[number])
+            mp.spawn(resume_rank, arguments, nprocs=workers)
+        by_one, by_two = [list(each) for each in rows[1:]]
+    events, _ = run(config, *start(config))
+    whole = [event.metrics for event in events if isinstance(event, EpochDone)]
+    assert len(by_one) == len(by_two) == len(whole) == 2
+    for ours, theirs, plain in zip(by_one, by_two, whole, strict=True):
+        for key in plain.keys() - TIMES:
+            assert ours[key] == pytest.approx(plain[key], abs=2e-3), key
+            assert theirs[key] == pytest.approx(plain[key], abs=2e-3), key
 
 
 def train_rank(rank, world_size, path, config, losses):

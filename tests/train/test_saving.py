@@ -1,0 +1,168 @@
+"""Checkpoints of a run: what is kept, what is best, what training may do meanwhile, a full disk."""
+
+import threading
+
+import pytest
+import torch
+
+import train.saving
+from scribbleseg.checkpoint import read_model, read_trainer
+from scribbleseg.config import FinetuneConfig, override
+from scribbleseg.loops.state import init_state
+from scribbleseg.loops.steps import SaveDue
+from scribbleseg.runs import RunFolder
+from tests.loops.test_segment import same
+from train.saving import Saver
+
+CPU = torch.device("cpu")
+CONFIG = override(FinetuneConfig(), {"model.width": 8, "model.depth": 2, "train.keep": 2})
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder.at(str(tmp_path), "run")
+
+
+@pytest.fixture
+def state():
+    return init_state(CONFIG, CPU, None)
+
+
+@pytest.fixture
+def saver(run):
+    with Saver(run, CONFIG, None) as saver:
+        yield saver
+
+
+def finish_epoch(state, epoch, **metrics):
+    state.progress.history.append({"epoch": epoch, **metrics})
+
+
+def save(saver, state, epoch, *, final=False):
+    """Save and wait; return whether the checkpoint is whole."""
+    saver.save(SaveDue(epoch=epoch, final=final), state)
+    return saver.wait()
+
+
+def test_the_best_and_the_last_are_kept(run, state, saver):
+    for epoch, miou in enumerate([0.5, 0.9, 0.6, 0.7, 0.8], start=1):
+        finish_epoch(state, epoch, miou=miou)
+        assert save(saver, state, epoch)
+        assert saver.saved_epoch == epoch
+    assert run.checkpoints(hashed=True) == [2, 4, 5]
+    assert run.best() == {
+        "checkpoint": "checkpoint_0002", "epoch": 2, "metric": "miou", "value": 0.9
+    }  # fmt: skip
+
+
+def test_without_validation_the_last_is_the_best(run, state, saver):
+    for epoch in (1, 2):
+        finish_epoch(state, epoch, loss=1.0 / epoch)
+        save(saver, state, epoch)
+    assert run.best()["epoch"] == 2
+
+
+def test_a_checkpoint_inside_an_epoch_is_never_the_best(run, state, saver):
+    finish_epoch(state, 1, miou=0.5)
+    save(saver, state, 1)
+    save(saver, state, 2)
+    assert run.checkpoints() == [1, 2] and run.best()["epoch"] == 1
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(run, state, saver, monkeypatch):
+    go, write = threading.Event(), train.saving.write_checkpoint
+
+    def slow(*arguments):
+        assert go.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(train.saving, "write_checkpoint", slow)
+    finish_epoch(state, 1, miou=0.5)
+    # A gradient step before, so that the optimiser has a state to copy.
+    sum(p.sum() for p in state.model.parameters()).backward()
+    state.optimizer.step()
+    weights = {name: tensor.clone() for name, tensor in state.weights().items()}
+    trainer = train.saving._copy(state.to_dict())
+    saver.save(SaveDue(epoch=1), state)
+    assert saver.saved_epoch is None and run.last() is None
+    state.optimizer.step()
+    state.update_ema(0.9)
+    state.progress.step = 7
+    finish_epoch(state, 2, miou=0.6)
+    go.set()
+    assert saver.wait() and saver.saved_epoch == 1
+    folder = run.local_path / "checkpoint_0001"
+    assert same(dict(read_model(folder).weights), weights)
+    assert same(read_trainer(folder), trainer)
+    assert not same(trainer["model"], dict(state.model.state_dict()))
+    assert read_model(folder).metrics == {"epoch": 1, "miou": 0.5}
+
+
+def test_one_checkpoint_is_written_at_a_time_and_leaving_waits_for_it(run, state, monkeypatch):
+    write, busy, seen = train.saving.write_checkpoint, threading.Lock(), []
+
+    def alone(run, config, snapshot):
+        assert busy.acquire(blocking=False)
+        write(run, config, snapshot)
+        seen.append(snapshot.epoch)
+        busy.release()
+
+    monkeypatch.setattr(train.saving, "write_checkpoint", alone)
+    with Saver(run, CONFIG, None) as saver:
+        for epoch in range(1, 5):
+            saver.save(SaveDue(epoch=epoch), state)
+    assert seen == [1, 2, 3, 4]
+    assert run.last(hashed=True) == 4
+
+
+def full_for(monkeypatch, times):
+    """Make the next `times` attempts to put a checkpoint into place fail as on a full disk."""
+    original = RunFolder.save_checkpoint
+    left = [times]
+
+    def failing(self, epoch, folder):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(28, "No space left on device")
+        return original(self, epoch, folder)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", failing)
+    monkeypatch.setattr(train.saving, "SECONDS_BEFORE_SAVING_AGAIN", 0)
+
+
+def test_a_full_disk_leaves_the_last_whole_checkpoint_and_training_goes_on(
+    run, state, saver, monkeypatch, caplog
+):
+    finish_epoch(state, 1, miou=0.5)
+    save(saver, state, 1)
+    full_for(monkeypatch, 1)
+    finish_epoch(state, 2, miou=0.6)
+    assert not save(saver, state, 2)
+    assert [record.message.count("No space left") for record in caplog.records] == [1]
+    assert saver.saved_epoch == 1
+    assert run.checkpoints(hashed=True) == [1] and run.best()["epoch"] == 1
+    finish_epoch(state, 3, miou=0.7)
+    assert save(saver, state, 3)
+    assert run.last(hashed=True) == 3 and run.best()["epoch"] == 3
+
+
+def test_the_final_save_is_tried_again_and_only_its_failure_ends_the_run(
+    run, state, saver, monkeypatch
+):
+    full_for(monkeypatch, 1)
+    saver.save(SaveDue(epoch=1, final=True), state)
+    assert run.last() == saver.saved_epoch == 1
+    full_for(monkeypatch, 2)
+    with pytest.raises(OSError, match="No space left"):
+        saver.save(SaveDue(epoch=2, final=True), state)
+    assert run.last(hashed=True) == 1
+
+
+def test_what_is_no_fault_of_the_disk_ends_the_run(state, saver, monkeypatch):
+    def broken(*_):
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(train.saving, "write_checkpoint", broken)
+    saver.save(SaveDue(epoch=1), state)
+    with pytest.raises(ValueError, match="a fault of ours"):
+        saver.save(SaveDue(epoch=2), state)

@@ -1,0 +1,143 @@
+"""Checkpoints that are written while training goes on."""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scribbleseg import checkpoint as checkpoints
+from scribbleseg.config import FinetuneConfig, PretrainConfig
+from scribbleseg.distributed import rank
+from scribbleseg.loops.pretrain import PretrainState
+from scribbleseg.loops.state import TrainState
+from scribbleseg.loops.steps import Row, SaveDue
+from scribbleseg.runs import RunFolder
+
+SECONDS_BEFORE_SAVING_AGAIN = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What a checkpoint holds, as it was at one step: training no longer changes it."""
+
+    epoch: int
+    """Epoch in progress or just finished: the checkpoint's number."""
+    weights: dict[str, Tensor]
+    trainer: dict[str, Any]
+    metrics: Row
+    """Row of the last finished epoch; empty in the first."""
+
+    @staticmethod
+    def take(state: TrainState | PretrainState, epoch: int) -> "Snapshot":
+        """Copy a run's state into the machine's memory."""
+        history = state.progress.history
+        return Snapshot(
+            epoch=epoch,
+            weights=_copy(state.weights()),
+            trainer=_copy(state.to_dict()),
+            metrics=dict(history[-1]) if history else {},
+        )
+
+
+def _copy(tree: Any) -> Any:
+    """Return a tree of dictionaries and lists with copies of its tensors on the CPU."""
+    match tree:
+        case torch.Tensor():
+            return tree.detach().to("cpu", copy=True)
+        case dict():
+            return {key: _copy(value) for key, value in tree.items()}
+        case list():
+            return [_copy(value) for value in tree]
+        case _:
+            return tree
+
+
+class Saver:
+    """Writes a run's checkpoints from rank 0, in a thread, one at a time; use it as a context.
+
+    Training waits only for the copy in memory, and for a checkpoint before that is still being
+    written. One that cannot be written, such as on a full disk, is logged and left out: the last
+    whole one stays, and the next is due soon enough.
+    """
+
+    def __init__(
+        self, run: RunFolder, config: FinetuneConfig | PretrainConfig, saved_epoch: int | None
+    ):
+        self.run = run
+        self.config = config
+        self.saved_epoch = saved_epoch
+        """Epoch of the last whole checkpoint that this process knows of."""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
+        self._writing: Future[bool] | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    def save(self, event: SaveDue, state: TrainState | PretrainState) -> None:
+        """Save a run's state as it is now; the final one is whole on return.
+
+        Raises:
+            OSError: the final checkpoint could not be written, nor a while later.
+        """
+        if rank() != 0:
+            return
+        self.wait()
+        snapshot = Snapshot.take(state, event.epoch)
+        self._writing = self._thread.submit(self._try, snapshot)
+        if event.final and not self.wait():
+            time.sleep(SECONDS_BEFORE_SAVING_AGAIN)
+            self._write(snapshot)
+
+    def wait(self) -> bool:
+        """Wait for the checkpoint that is being written; return whether the last one is whole."""
+        return self._writing is None or self._writing.result()
+
+    def _try(self, snapshot: Snapshot) -> bool:
+        return attempt(lambda: self._write(snapshot))
+
+    def _write(self, snapshot: Snapshot) -> None:
+        write_checkpoint(self.run, self.config, snapshot)
+        self.saved_epoch = snapshot.epoch
+
+
+def attempt(write: Callable[[], None]) -> bool:
+    """Call `write`; return whether it worked, and log why not. A disk may be full for a while."""
+    try:
+        write()
+    except OSError as error:
+        logger.warning("could not be written, will be tried again: %s", error)
+        return False
+    return True
+
+
+def write_checkpoint(
+    run: RunFolder, config: FinetuneConfig | PretrainConfig, snapshot: Snapshot
+) -> None:
+    """Write one checkpoint, then the record of the best, then remove what is no longer kept.
+
+    Raises:
+        OSError: it cannot be written; the last whole one stays.
+    """
+    epoch, metrics = snapshot.epoch, snapshot.metrics
+    with run.scratch() as folder:
+        checkpoints.write_model(folder, config=config, weights=snapshot.weights, metrics=metrics)
+        checkpoints.write_trainer(folder, snapshot.trainer)
+        checkpoints.write_manifest(folder)
+        run.save_checkpoint(epoch, folder)
+    if metrics.get("epoch") == epoch:
+        # Without validation the last checkpoint is the best one.
+        metric = "miou" if "miou" in metrics else "epoch"
+        best = run.best()
+        if best is None or metrics[metric] > best["value"]:
+            run.write_best(epoch, metric, float(metrics[metric]))
+    run.prune(config.train.keep)
