@@ -44,15 +44,6 @@ def differentiable_sum(values: Tensor) -> Tensor:
     return all_reduce(values)
 
 
-def broadcast_flag(flag: bool, device: torch.device) -> bool:
-    """Return rank 0's `flag` on every rank."""
-    if world_size() == 1:
-        return flag
-    value = torch.tensor(int(flag), device=device)
-    dist.broadcast(value, src=0)
-    return bool(value.item())
-
-
 def broadcast_float(value: float, device: torch.device) -> float:
     """Return rank 0's `value` on every rank, in float32 where there are several."""
     if world_size() == 1:

@@ -115,6 +115,12 @@ def carry_out(
         DivergedError: the loss is no longer a number.
         RuntimeError: workers failed too often.
     """
+    # Imported here because it brings the augmentation, which `--help` does without.
+    from scribbleseg.loops.batches import require_shares
+
+    # Workers would say so too, but of a job that grows perhaps only after days.
+    train = order.config.train
+    require_shares(train.batch_size, order.launch.num_workers, train.accumulate)
     storage = absolute(order.launch.storage)
     name, run = choose_run(
         order.config, storage, recipe=order.recipe, name=order.name, fresh=order.fresh

@@ -34,6 +34,10 @@ class LaunchConfig:
     """Training processes; each is one rank of DDP (1 or more). A single one without a cluster is
     this process, in Ray Train's local mode.
     """
+    min_workers: int | None = None
+    """With how few of them a job starts, and goes on when nodes are lost, until there is room for
+    more again (1 or more); None: with all or not at all. Batch and learning rate stay as they are.
+    """
     gpus_per_worker: int | None = None
     """GPUs of each worker; None: one where the cluster has any, else none."""
     cpus_per_worker: int | None = None
@@ -51,6 +55,12 @@ class LaunchConfig:
         """Check the ranges."""
         require(self.num_workers >= 1, "launch.num_workers", self.num_workers, "1 or more")
         require(
+            self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
+            "launch.min_workers",
+            self.min_workers,
+            f"1 to launch.num_workers, {self.num_workers}",
+        )
+        require(
             self.gpus_per_worker is None or self.gpus_per_worker >= 0,
             "launch.gpus_per_worker",
             self.gpus_per_worker,
@@ -64,6 +74,11 @@ class LaunchConfig:
         )
         for key in ("wait_minutes", "max_failures"):
             require(getattr(self, key) >= 0, f"launch.{key}", getattr(self, key), "0 or more")
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which the job does not run."""
+        return self.min_workers or self.num_workers
 
     @property
     def is_local(self) -> bool:
@@ -88,6 +103,11 @@ CLUSTER = {
     # Ray announces a change of this default at every start; this is the new one.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# Where the number of workers may change, Ray need not wait for as long as by default for room that
+# a lost node has taken with it: it then tries with fewer.
+ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+# Growing restarts the workers from the last checkpoint, so it is not done for every node at once.
+SECONDS_BETWEEN_RESIZES = 60.0
 # On the only machine, Ray's own processes take time from training: what serves a cluster is off.
 ALONE = {
     # Ray's default of 15 starves training whose threads wait for one another on a busy machine.
@@ -125,7 +145,10 @@ def start_ray(launch: LaunchConfig) -> None:
 
     if ray.is_initialized():
         return
-    for name, value in (CLUSTER | (ALONE if launch.is_local else {})).items():
+    settings = CLUSTER | (ALONE if launch.is_local else {})
+    if launch.min_workers is not None:
+        settings |= ELASTIC
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     if launch.is_local:
         from train.loopback import stay_on_loopback
@@ -173,13 +196,15 @@ def plan_resources(
 
     most = launch.cpus_per_worker or max((cpus for cpus, _ in nodes), default=1)
     least = launch.cpus_per_worker or 1
-    for cpus in range(most, least - 1, -1):
-        if num_places(nodes, Resources(cpus=cpus, gpus=gpus)) >= launch.num_workers:
-            return Resources(cpus=cpus, gpus=gpus)
+    for num_workers in (launch.num_workers, launch.least_workers):
+        for cpus in range(most, least - 1, -1):
+            if num_places(nodes, Resources(cpus=cpus, gpus=gpus)) >= num_workers:
+                return Resources(cpus=cpus, gpus=gpus)
     if can_grow:
         return Resources(cpus=least, gpus=gpus)
+    key = "num_workers" if launch.min_workers is None else "min_workers"
     raise InputError(
-        f"launch.num_workers is {launch.num_workers}, with {least} CPU and {gpus} GPU each; this "
+        f"launch.{key} is {launch.least_workers}, with {least} CPU and {gpus} GPU each; this "
         f"cluster has {sum(c for c, _ in nodes)} CPUs and {sum(g for _, g in nodes)} GPUs on "
         f"{len(nodes)} node(s), room for {num_places(nodes, Resources(cpus=least, gpus=gpus))}; "
         "ask for fewer"
@@ -207,14 +232,16 @@ def wait_for_room(launch: LaunchConfig, resources: Resources) -> None:
     def room() -> int:
         return num_places(living_nodes(), resources)
 
-    if room() >= launch.num_workers:
+    if room() >= launch.least_workers:
         return
-    wish = f"{launch.num_workers} worker(s) with {resources.cpus} CPU and {resources.gpus} GPU each"
+    wish = (
+        f"{launch.least_workers} worker(s) with {resources.cpus} CPU and {resources.gpus} GPU each"
+    )
     sys.stderr.write(f"no room yet for {wish}: waiting for the cluster to grow\n")
     bundle = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
-    ray.autoscaler.sdk.request_resources(bundles=[bundle] * launch.num_workers)
+    ray.autoscaler.sdk.request_resources(bundles=[bundle] * launch.least_workers)
     deadline = time.monotonic() + 60 * launch.wait_minutes
-    while room() < launch.num_workers:
+    while room() < launch.least_workers:
         if time.monotonic() > deadline:
             nodes = living_nodes()
             raise InputError(
@@ -268,8 +295,12 @@ def launch_job(
         resources = plan_resources(launch, living_nodes(), can_grow=not launch.is_local)
         wait_for_room(launch, resources)
         board = RemoteBoard()
+        is_elastic = launch.least_workers < launch.num_workers
         scaling = ray.train.ScalingConfig(
-            num_workers=launch.num_workers,
+            num_workers=(launch.least_workers, launch.num_workers)
+            if is_elastic
+            else launch.num_workers,
+            elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
             use_gpu=resources.gpus > 0,
             resources_per_worker={"CPU": resources.cpus}
             | ({"GPU": resources.gpus} if resources.gpus else {}),

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.loops import pretrain, segment
 from scribbleseg.loops.batches import BatchPlan, open_data
 from scribbleseg.loops.state import TrainState, init_state
-from scribbleseg.loops.steps import EpochDone, Event, Row, SaveDue, StepDone
+from scribbleseg.loops.steps import EpochDone, Event, Row, SaveDue, StepDone, no_notice
 from scribbleseg.progress import narrated
 from scribbleseg.report.pretraining import NUM_SCENES, draw_picture, picture_name
 from scribbleseg.runs import RunFolder
@@ -81,8 +82,8 @@ class Assembly:
     """What is trained on what, in a few words."""
     warnings: list[str]
     """What a person should know before the start."""
-    events: Callable[[], Generator[Event]]
-    """Begins the training."""
+    events: Callable[..., Generator[Event]]
+    """Begins the training: `fit`, without anything but `notice` to be given."""
     draw: Callable[[], bytes] | None = None
     """Returns a picture of what the encoder sees now, as a JPEG; None: there are no pictures."""
 
@@ -120,7 +121,7 @@ def assemble_finetune(settings: dict[str, Any], device: torch.device, *, resumed
             f"{len(data.samples)} images, validated on {data.num_validation}"
         ),
         warnings=[],
-        events=lambda: segment.fit(state, data, config, device=device, precision=precision),
+        events=partial(segment.fit, state, data, config, device=device, precision=precision),
     )
 
 
@@ -154,7 +155,7 @@ def assemble_pretrain(settings: dict[str, Any], device: torch.device, *, resumed
             f"{len(skipped)} skipped"
         ),
         warnings=warnings,
-        events=lambda: pretrain.fit(state, data, resolved, device=device, precision=precision),
+        events=partial(pretrain.fit, state, data, resolved, device=device, precision=precision),
         draw=None if probed is None else lambda: draw(probed),
     )
 
@@ -162,7 +163,7 @@ def assemble_pretrain(settings: dict[str, Any], device: torch.device, *, resumed
 def _last_words(payload: dict[str, Any], assemble: Callable[..., Assembly]) -> dict[str, str]:
     """Run one rank; return what a restart cannot mend, so that Ray does not try."""
     try:
-        train_run(payload, assemble, _report)
+        train_run(payload, assemble, _report, Notice())
     except InputError as error:
         return {"input_error": str(error)}
     except DivergedError as error:
@@ -174,6 +175,7 @@ def train_run(
     payload: dict[str, Any],
     assemble: Callable[..., Assembly],
     report: Callable[[RunFolder, list[Row], int | None], None],
+    notice: Callable[[], bool] = no_notice,
 ) -> None:
     """Run one rank to its end, from the last whole checkpoint where there is one.
 
@@ -182,6 +184,7 @@ def train_run(
         assemble: Puts the run together.
         report: Tells whoever runs this rank about the last of these epochs, and of which epoch the
             last whole checkpoint is, as rank 0 knows; it may raise to end the rank.
+        notice: Says whether this machine will soon be taken away; see `run_steps`.
 
     Raises:
         InputError: the input is wrong.
@@ -213,7 +216,7 @@ def train_run(
     record = RunRecord.start(payload, job, run)
     saver = Saver(run, job.config, resumed)
     # Closed here and not when they are collected: a sweep's process goes on with another run.
-    with record, saver, contextlib.closing(job.events()) as events:
+    with record, saver, contextlib.closing(job.events(notice=notice)) as events:
         for event in events:
             match event:
                 case StepDone():
@@ -226,6 +229,22 @@ def train_run(
                     report(run, history, saver.saved_epoch)
         record.finish(history)
     barrier()
+
+
+@dataclass
+class Notice:
+    """Says, once for each, whether Ray has told that nodes of this job will be taken away.
+
+    Ray answers every rank alike, and only when all of them have asked.
+    """
+
+    told: ray.train.PreemptionInfo | None = None
+    """What was said before."""
+
+    def __call__(self) -> bool:
+        """Ask Ray."""
+        before, self.told = self.told, ray.train.get_preemption_info()
+        return self.told is not None and self.told != before
 
 
 def _last_checkpoint(run: RunFolder) -> int | None:

@@ -46,11 +46,7 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
                 f"train.batch_size is {self.batch_size}; expected at most {self.num_samples}, "
                 "the number of training samples"
             )
-        if self.batch_size < self.world_size * self.num_parts:
-            raise InputError(
-                f"train.batch_size is {self.batch_size}; expected at least "
-                f"{self.world_size * self.num_parts}, the number of workers times train.accumulate"
-            )
+        require_shares(self.batch_size, self.world_size, self.num_parts)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,6 +69,15 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
             order = sample_order(self.num_samples, self.seed, epoch)
             batch = order[position * self.batch_size : (position + 1) * self.batch_size]
             yield [(epoch, int(sample)) for sample in batch[self.rank :: self.world_size]]
+
+
+def require_shares(batch_size: int, world_size: int, num_parts: int) -> None:
+    """Raise an `InputError` unless every part of every rank's share of a batch gets an image."""
+    if batch_size < world_size * num_parts:
+        raise InputError(
+            f"train.batch_size is {batch_size}; expected at least {world_size * num_parts}, the "
+            "number of workers times train.accumulate"
+        )
 
 
 def make_plan(num_samples: int, config: TrainConfig, start_step: int = 0) -> BatchPlan:

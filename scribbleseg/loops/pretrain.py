@@ -8,7 +8,7 @@ are accumulated, and settings that depend on the size of the data set are filled
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from scribbleseg.distributed import broadcast_float, data_parallel, rank, reduce
 from scribbleseg.errors import DivergedError
 from scribbleseg.loops.batches import Batch, BatchPlan, cut, make_loader, make_plan
 from scribbleseg.loops.state import decay_groups
-from scribbleseg.loops.steps import Event, Progress, Row, run_steps
+from scribbleseg.loops.steps import Event, Progress, Row, no_notice, run_steps
 from scribbleseg.losses.dino import (
     batch_mean,
     dino_loss,
@@ -350,6 +350,7 @@ def fit(
     *,
     device: torch.device,
     precision: torch.dtype | None,
+    notice: Callable[[], bool] = no_notice,
 ) -> Generator[Event]:
     """Pretrain from `state` to the end of the run; see `run_steps` for the events.
 
@@ -359,6 +360,7 @@ def fit(
         config: Settings, as `resolve` returns them.
         device: Where the networks are.
         precision: Autocast dtype; None computes in float32.
+        notice: See `run_steps`.
 
     Raises:
         DivergedError: the loss became NaN or infinite, or, with `dino.stop_on_collapse`, training
@@ -412,4 +414,5 @@ def fit(
         device=device,
         take_step=take_step,
         finish_epoch=finish_epoch,
+        notice=notice,
     )

@@ -1,6 +1,6 @@
 """Fine-tuning: one optimiser step, one validation, and `fit`, the generator of events."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from scribbleseg.distributed import data_parallel, reduce_gradients, share_buffe
 from scribbleseg.evaluate import score_scenes
 from scribbleseg.loops.batches import Batch, RunData, cut
 from scribbleseg.loops.state import TrainState
-from scribbleseg.loops.steps import Event, Row, run_steps
+from scribbleseg.loops.steps import Event, Row, no_notice, run_steps
 from scribbleseg.losses.segmentation import segmentation_loss
 from scribbleseg.metrics import SegmentationMetrics
 from scribbleseg.schedules import warmup_cosine
@@ -101,6 +101,7 @@ def fit(
     *,
     device: torch.device,
     precision: torch.dtype | None,
+    notice: Callable[[], bool] = no_notice,
 ) -> Generator[Event]:
     """Train from `state` to the end of the run; see `run_steps` for the events.
 
@@ -140,4 +141,5 @@ def fit(
         device=device,
         take_step=take_step,
         finish_epoch=finish_epoch,
+        notice=notice,
     )

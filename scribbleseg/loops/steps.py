@@ -17,7 +17,6 @@ from scribbleseg.config import TrainConfig
 from scribbleseg.distributed import (
     DataParallel,
     all_reduce_sum,
-    broadcast_flag,
     gather,
     world_size,
 )
@@ -25,8 +24,10 @@ from scribbleseg.errors import DivergedError
 from scribbleseg.loops.batches import Batch, BatchPlan
 from scribbleseg.stopwatch import Stopwatch, moment
 
-# Reading a flag from the device waits for it, so the loss is looked at only every so many steps.
+# Reading a flag from the device waits for it, and ranks that agree on something wait for one
+# another, so both are done only every so many steps, or seconds where steps are slow.
 STEPS_BETWEEN_CHECKS = 25
+SECONDS_BETWEEN_CHECKS = 5.0
 
 # An epoch's line of metrics.jsonl.
 Row = dict[str, float | int]
@@ -175,6 +176,46 @@ class Waits:
         return dict(zip(shares, means.tolist(), strict=True))
 
 
+def no_notice() -> bool:
+    """Say that this machine stays."""
+    return False
+
+
+class Checks:
+    """When ranks look up from their steps, to see the loss and to agree whether to save."""
+
+    def __init__(
+        self, step: int, config: TrainConfig, device: torch.device, notice: Callable[[], bool]
+    ):
+        self.config = config
+        self.device = device
+        self.notice = notice
+        self.step = step
+        # How slow steps are is not known before the first.
+        self.next_step = step + 1
+        self.time = self.saved = time.perf_counter()
+
+    def due(self, step: int) -> bool:
+        """Return whether to look up after this step; the same on every rank."""
+        return step >= self.next_step or self.save_by_steps(step)
+
+    def save_by_steps(self, step: int) -> bool:
+        """Return whether `train.save_steps` asks for a checkpoint after this step."""
+        return self.config.save_steps is not None and step % self.config.save_steps == 0
+
+    def agree_to_save(self, step: int) -> bool:
+        """Return whether any rank wants a checkpoint now, and agree on when to look up next."""
+        now = time.perf_counter()
+        late = now - self.saved > 60 * self.config.save_minutes
+        wanted = self.notice() or late or self.save_by_steps(step)
+        pace = (now - self.time) / (step - self.step)
+        votes = all_reduce_sum(torch.tensor([float(wanted), pace], device=self.device)).tolist()
+        num_steps = int(SECONDS_BETWEEN_CHECKS * world_size() / votes[1])
+        self.step, self.time = step, now
+        self.next_step = step + min(max(num_steps, 1), STEPS_BETWEEN_CHECKS)
+        return votes[0] > 0
+
+
 def run_steps(
     progress: Progress,
     batches: Iterable[Batch],
@@ -185,11 +226,13 @@ def run_steps(
     device: torch.device,
     take_step: Callable[[Batch], dict[str, Tensor]],
     finish_epoch: Callable[[Row, bool], str | None],
+    notice: Callable[[], bool],
 ) -> Generator[Event]:
     """Take all remaining steps of a run, yielding the same events on every rank.
 
     Per step `StepDone`; per validated epoch `SaveDue`, then `EpochDone`; within long epochs
-    `SaveDue` every `train.save_minutes`, decided by rank 0, and every `train.save_steps`.
+    `SaveDue` every `train.save_minutes` and every `train.save_steps`, and when a rank has notice
+    that its machine will go.
 
     Args:
         progress: Counters of the run, changed in place.
@@ -202,6 +245,8 @@ def run_steps(
             among them.
         finish_epoch: Adds to the row of an epoch (which holds the means of the figures), and
             validates if told to; may return a warning.
+        notice: Says whether this rank's machine will soon be taken away, once per notice; asked
+            between steps, at the same steps on every rank.
 
     Raises:
         DivergedError: the loss became NaN or infinite.
@@ -209,7 +254,8 @@ def run_steps(
     watch = LossWatch(finite=torch.ones((), dtype=torch.bool, device=device))
     waits = Waits(gradients=network.waited if isinstance(network, DataParallel) else None)
     began = time.perf_counter() - progress.epoch_seconds
-    saved = ready = time.perf_counter()
+    checks = Checks(progress.step, config, device, notice)
+    ready = time.perf_counter()
     idle = moment(device)
     for batch in batches:
         arrived = time.perf_counter()
@@ -230,9 +276,7 @@ def run_steps(
             step_seconds=now - ready,
         )
         epoch_ended = progress.step % plan.steps_per_epoch == 0
-        save_due = config.save_steps is not None and progress.step % config.save_steps == 0
-        checked = epoch_ended or save_due or progress.step % STEPS_BETWEEN_CHECKS == 0
-        if checked:
+        if epoch_ended or checks.due(progress.step):
             watch.check(progress.step)
             waits.settle()
         if epoch_ended:
@@ -248,16 +292,15 @@ def run_steps(
             progress.history.append(row)
             progress.sums = {}
             progress.epoch_seconds = 0.0
-            began = saved = time.perf_counter()
+            began = time.perf_counter()
             if validated:
+                checks.saved = began
                 yield SaveDue(epoch=epoch, final=epoch == config.epochs)
             yield EpochDone(epoch=epoch, metrics=row, warning=warning)
-        elif checked:
-            late = time.perf_counter() - saved > 60 * config.save_minutes
-            if save_due or broadcast_flag(late, device):
-                progress.even_out()
-                progress.epoch_seconds = time.perf_counter() - began
-                saved = time.perf_counter()
-                yield SaveDue(epoch=epoch)
+        elif checks.due(progress.step) and checks.agree_to_save(progress.step):
+            progress.even_out()
+            checks.saved = time.perf_counter()
+            progress.epoch_seconds = checks.saved - began
+            yield SaveDue(epoch=epoch)
         ready = time.perf_counter()
         idle = moment(device)

@@ -158,6 +158,43 @@ def test_checkpoints_inside_epochs_come_every_so_many_steps(tiny_data):
     assert [event.final for _, event in saves] == 5 * [False] + [True]
 
 
+def test_a_notice_that_the_machine_will_go_saves_at_once(tiny_data, monkeypatch):
+    monkeypatch.setattr("scribbleseg.loops.steps.STEPS_BETWEEN_CHECKS", 2)
+    config = settings(tiny_data, train__batch_size=2)
+    answers = iter([False, True, False, False, False])
+    state, data = start(config)
+    events = list(
+        fit(state, data, config, device=CPU, precision=None, notice=lambda: next(answers))
+    )
+    # Asked after steps 1, 3, 6 and 8 of 10; those after steps 5 and 10 are the epochs' own.
+    saves = [n for n, event in enumerate(events) if isinstance(event, SaveDue)]
+    assert [sum(isinstance(e, StepDone) for e in events[:n]) for n in saves] == [3, 5, 10]
+    assert list(answers) == [False]
+
+
+def test_slow_steps_are_looked_up_from_more_often(tiny_data, monkeypatch):
+    monkeypatch.setattr("scribbleseg.loops.steps.SECONDS_BETWEEN_CHECKS", 1e-9)
+    monkeypatch.setattr("scribbleseg.loops.steps.STEPS_BETWEEN_CHECKS", 3)
+    config = settings(tiny_data, train__batch_size=1, train__epochs=1)
+    asked = []
+    state, data = start(config)
+    for _ in fit(
+        state, data, config, device=CPU, precision=None,
+        notice=lambda: bool(asked.append(state.progress.step)),
+    ):  # fmt: skip
+        pass
+    assert asked == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_epochs_that_are_not_validated_do_not_put_off_a_checkpoint(tiny_data, monkeypatch):
+    monkeypatch.setattr("scribbleseg.loops.steps.STEPS_BETWEEN_CHECKS", 3)
+    config = settings(tiny_data, train__epochs=4, train__validate_every=4, train__save_minutes=1e-9)
+    events, _ = run(config, *start(config))
+    # Epochs of two steps, looked up from after steps 1, 5 (not 4, the end of an epoch) and 8.
+    kinds = "".join(type(event).__name__[:2] for event in events)
+    assert kinds == "StSaStEpStStEpStSaStEpStStSaEp"
+
+
 def resume_rank(rank, world_size, path, config, saved, rows):
     """One rank of a run that is saved within its first epoch, or of one resumed from there."""
     torch.set_num_threads(1)

@@ -69,7 +69,14 @@ def test_picture_has_a_row_per_scene_and_is_a_small_jpeg(architecture, root: Pat
 
 def test_epochs_with_a_probe_leave_a_picture_and_a_full_disk_ends_no_run(tmp_path: Path):
     run = RunFolder.open(str(tmp_path))
-    record = RunRecord(run=run, facts={}, draw=lambda: b"a picture", writer=None, began=0.0)
+    record = RunRecord(
+        run=run,
+        facts={},
+        draw=lambda: b"a picture",
+        began=0.0,
+        num_shown=0,
+        folder=tmp_path / "tensorboard",
+    )
     for row in ({"epoch": 1, "probe_miou": 0.5}, {"epoch": 2}):
         record.epoch(EpochDone(epoch=row["epoch"], metrics=row), [row])
     assert run.list_files("pictures") == ["features_0001.jpg"]

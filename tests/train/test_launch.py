@@ -4,6 +4,7 @@ import pytest
 
 from scribbleseg.config import FinetuneConfig, override, to_dict
 from scribbleseg.errors import InputError
+from train.command import Order, carry_out
 from train.launch import (
     LaunchConfig,
     Resources,
@@ -24,6 +25,8 @@ from train.launch import (
         ({"num_workers": 2, "gpus_per_worker": 0}, [(4, 1)], Resources(cpus=2, gpus=0)),
         ({"num_workers": 2, "cpus_per_worker": 3}, [(8, 0)], Resources(cpus=3, gpus=0)),
         ({"num_workers": 3}, [(4, 0), (2, 0)], Resources(cpus=2, gpus=0)),
+        ({"num_workers": 4, "min_workers": 1}, [(0, 0), (16, 1)], Resources(cpus=16, gpus=1)),
+        ({"num_workers": 2, "min_workers": 1}, [(16, 1), (8, 1)], Resources(cpus=8, gpus=1)),
     ],
 )
 def test_workers_get_as_much_cpu_as_fits(wishes, nodes, expected):
@@ -35,14 +38,34 @@ def test_workers_that_can_never_be_placed_are_refused_with_numbers():
     with pytest.raises(InputError, match="num_workers is 4, .* 1 GPU .* 16 CPUs and 2 GPUs .* 2"):
         plan_resources(launch, [(8, 1), (8, 1)], can_grow=False)
     assert plan_resources(launch, [(8, 1)], can_grow=True) == Resources(cpus=1, gpus=1)
+    launch = LaunchConfig(num_workers=4, min_workers=3, gpus_per_worker=1)
+    with pytest.raises(InputError, match="min_workers is 3, .* 1 GPU .* 2 GPUs .* 2"):
+        plan_resources(launch, [(8, 1), (8, 1)], can_grow=False)
 
 
 @pytest.mark.parametrize(
-    "field", ["num_workers", "gpus_per_worker", "cpus_per_worker", "wait_minutes", "max_failures"]
+    "field",
+    [
+        "num_workers",
+        "min_workers",
+        "gpus_per_worker",
+        "cpus_per_worker",
+        "wait_minutes",
+        "max_failures",
+    ],
 )
 def test_impossible_wishes_are_refused_at_birth(field):
     with pytest.raises(InputError, match=f"launch.{field} is -1"):
         LaunchConfig(**{field: -1})
+
+
+def test_more_workers_than_images_of_a_batch_are_refused_before_any_is_started(tmp_path):
+    config = override(FinetuneConfig(), {"train.batch_size": 4, "train.accumulate": 2})
+    launch = LaunchConfig(num_workers=3, min_workers=1, storage=str(tmp_path))
+    order = Order(recipe="cpu", config=config, launch=launch, name=None, fresh=False)
+    with pytest.raises(InputError, match="train.batch_size is 4; expected at least 6"):
+        carry_out(order, lambda payload: pytest.fail("it was started"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_settings_find_the_same_run_and_others_are_refused(tmp_path):
