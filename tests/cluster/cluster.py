@@ -19,7 +19,7 @@ import yaml
 from tests.cluster.hosts import BIN, ROOT, Host, Room, open_room, wait_until
 
 DASHBOARD = "http://127.0.0.1:8265"
-SECONDS_TO_START = 240.0
+SECONDS_TO_START = 400.0
 # What a person would do again, too: the head answers a while before its agent, and the tunnel.
 NOT_YET = ("No available agent", "Failed to connect to Ray", "Connection", "Internal Server Error")
 

@@ -13,6 +13,7 @@ from tests.cluster.cluster import Cluster, Job
 from tests.cluster.hosts import Host, wait_until
 from tests.cluster.traced import Note, read_trace
 
+PAUSE = 0.5
 SECONDS_CUT = 20.0
 SECONDS_OF_NOTICE = 30.0
 
@@ -25,14 +26,13 @@ class Run:
     name: str
     arguments: tuple[str, ...]
     """Of `train.finetune`, but for the name."""
-    pause: float
-    """Seconds that each step is slowed down by."""
     steps_per_epoch: int
     job: Job = field(init=False)
 
     def __post_init__(self) -> None:
         """Submit it."""
         self.trace.mkdir(parents=True)
+        self.pause(PAUSE)
         self.submit()
 
     @property
@@ -45,8 +45,14 @@ class Run:
         self.job = self.cluster.submit(
             self.name,
             *("python", "-m", "tests.cluster.traced", *self.arguments, "--name", self.name),
-            variables={"TRACE": str(self.trace), "PAUSE": str(self.pause)},
+            variables={"TRACE": str(self.trace)},
         )
+
+    def pause(self, seconds: float) -> None:
+        """Slow each step down by so much, from now on."""
+        partial = self.trace / "partial"
+        partial.write_text(str(seconds))
+        partial.replace(self.trace / "pause")
 
     def notes(self, rank: int) -> list[Note]:
         """Return what a rank has written down (-1: the driver), in the order of time."""
@@ -141,10 +147,13 @@ def preempt_node(run: Run) -> None:
         f"--address {head.address}:6379 --node-id {node} --reason DRAIN_NODE_REASON_PREEMPTION "
         f"--reason-message spot --deadline-remaining-seconds {SECONDS_OF_NOTICE:.0f}"
     )
+    # Else the run would end before the node does.
+    run.pause(SECONDS_OF_NOTICE / 8)
     noticed = time.monotonic()
     head.run("sh", "-c", drain)
     time.sleep(noticed + SECONDS_OF_NOTICE - time.monotonic())
     run.cluster.room.kill(host)
+    run.pause(PAUSE)
 
 
 def lose_head(run: Run) -> None:
@@ -159,10 +168,14 @@ def lose_head(run: Run) -> None:
 def add_node(run: Run) -> None:
     """A node is added by `ray up` while training, which may grow to three workers."""
     cluster = run.cluster
+    # Ray looks for new nodes once a minute.
+    run.pause(15.0)
     spare = cluster.room.hosts["three"]
     cluster.room.boot(spare.name)
     cluster.workers.append(spare)
     cluster.up("--no-restart")
+    wait_until(lambda: run.notes(2), "a third worker", seconds=240)
+    run.pause(PAUSE)
 
 
 @dataclass(frozen=True, kw_only=True)

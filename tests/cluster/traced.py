@@ -1,8 +1,9 @@
 """`python -m train.finetune`, slowed down, with every step of every rank written down.
 
-    TRACE=FOLDER PAUSE=SECONDS python -m tests.cluster.traced RECIPE ...
+    TRACE=FOLDER python -m tests.cluster.traced RECIPE ...
 
-Faults are timed by this record, and what they cost is counted in it. Nothing else is changed.
+Faults are timed by this record, and what they cost is counted in it. FOLDER/pause holds the seconds
+by which each step is slowed down. Nothing else is changed.
 """
 
 import json
@@ -57,7 +58,7 @@ def traced_worker(payload: dict[str, Any]) -> dict[str, str]:
     take_step = segment.train_step
 
     def step(state: Any, *args: Any, **kwargs: Any) -> Any:
-        time.sleep(float(os.environ["PAUSE"]))
+        time.sleep(float(Path(os.environ["TRACE"], "pause").read_text()))
         loss = take_step(state, *args, **kwargs)
         write_down(rank(), state.progress.step + 1)
         return loss
