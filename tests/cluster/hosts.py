@@ -5,6 +5,7 @@ inside, on the bridge. Nothing is set up outside, so the kernel takes all of it 
 first process; a guard kills that process and removes the files, even if Python was killed.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -129,10 +130,12 @@ def first_process(unshare: subprocess.Popen[bytes]) -> int:
     `nsenter`, which may stand before it, and `unshare` both have one child.
     """
     pid, found = unshare.pid, unshare.pid
-    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        pid = int(children[0])
-        if os.readlink(f"/proc/{pid}/ns/pid") != os.readlink(f"/proc/{found}/ns/pid"):
-            found = pid
+    # What the first process itself has started may be gone again at any moment.
+    with contextlib.suppress(FileNotFoundError):
+        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            pid = int(children[0])
+            if os.readlink(f"/proc/{pid}/ns/pid") != os.readlink(f"/proc/{found}/ns/pid"):
+                found = pid
     return found
 
 

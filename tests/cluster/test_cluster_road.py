@@ -12,10 +12,14 @@ from tests.cluster.cluster import open_cluster
 from tests.cluster.hosts import BIN, ROOT, missing, open_room, wait_until
 from tests.cluster.proof import disturb, prepare, start
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(missing() is not None, reason=f"no hosts can be made: {missing()}"),
-]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def hosts_can_be_made():
+    reason = missing()
+    if reason is not None:
+        pytest.skip(f"hosts cannot be made here: {reason}")
 
 
 def test_two_nodes_two_faults_and_the_best_checkpoint_at_home():
