@@ -38,7 +38,7 @@ class Cluster:
     desk: Host
     head: Host
     workers: list[Host]
-    """Those that `up` starts, one CPU each."""
+    """Those that the settings name, one CPU each."""
     head_cpus: int
     """CPUs of the head that jobs may use."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Cluster:
         if "Traceback" in said or "Failed" in said:
             raise RuntimeError(f"ray up failed\n{said[-4000:]}")
         self.open_tunnel()
-        self.wait_for_nodes(*self.workers)
+        self.wait_for_nodes(*(host for host in self.workers if host.pid))
 
     def restore(self, *, afresh: bool = False) -> None:
         """Turn on again what is off; Ray's autoscaler brings the nodes back.
@@ -213,18 +213,18 @@ def open_cluster(
     workers: Sequence[str],
     *,
     head_cpus: int,
-    spare: Sequence[str] = (),
+    off: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Generator[Cluster]:
     """Make the hosts of a cluster, and a wheel for them; nothing of Ray runs yet.
 
     Args:
-        workers: Names of the hosts that `up` starts besides the head.
+        workers: Names of the cluster's hosts besides the head.
         head_cpus: CPUs of the head that jobs may use (0 or more).
-        spare: Names of further hosts, which stay turned off.
+        off: Those of the workers that stay turned off at first.
         environment: What Ray's processes see besides their usual.
     """
-    with open_room(["desk", "head", *workers, *spare]) as room:
+    with open_room(["desk", "head", *workers]) as room:
         (room.folder / "logs").mkdir()
         project = room.folder / "project"
         subprocess.run(
@@ -237,7 +237,7 @@ def open_cluster(
             + ["--no-build-isolation", "--wheel-dir", str(room.folder / "dist")],
             check=True,
         )
-        for name in ("desk", "head", *workers):
+        for name in (name for name in room.hosts if name not in off):
             room.boot(name)
         desk = room.hosts["desk"]
         desk.environment = {

@@ -62,24 +62,31 @@ class Run:
         """Return the last note of a rank."""
         return self.notes(rank)[-1]
 
-    def wait_for_step(self, step: int, *, seconds: float = 300) -> None:
-        """Wait until rank 0 has taken a step."""
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for a condition while the run goes on.
 
-        def taken() -> bool:
+        Raises:
+            RuntimeError: the run has ended.
+            TimeoutError: it did not come true.
+        """
+
+        def holds() -> bool:
+            if condition():
+                return True
             if not self.job.is_running():
-                raise RuntimeError(f"{self.name} ended before step {step}\n{self.job.said()}")
-            return any(note.step >= step for note in self.notes(0))
+                raise RuntimeError(f"{self.name} ended before {what}\n{self.job.said()[-4000:]}")
+            return False
 
-        wait_until(taken, f"{self.name}'s step {step}", seconds=seconds)
+        wait_until(holds, what, seconds=300)
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until rank 0 has taken a step."""
+        self.wait_for(lambda: any(n.step >= step for n in self.notes(0)), f"step {step}")
 
     def wait_for_new_step(self) -> None:
         """Wait until a step is taken after now."""
         now = time.time()
-        wait_until(
-            lambda: self.last(0).step and self.last(0).time > now,
-            f"{self.name} to go on",
-            seconds=300,
-        )
+        self.wait_for(lambda: self.last(0).step and self.last(0).time > now, "a further step")
 
     def host(self, rank: int) -> Host:
         """Return where a rank runs (-1: the driver)."""
@@ -166,15 +173,11 @@ def lose_head(run: Run) -> None:
 
 
 def add_node(run: Run) -> None:
-    """A node is added by `ray up` while training, which may grow to three workers."""
-    cluster = run.cluster
-    # Ray looks for new nodes once a minute.
+    """A further node joins while two workers train, and there may be three."""
+    # Ray looks for new nodes once a minute, and the run must not end before.
     run.pause(15.0)
-    spare = cluster.room.hosts["three"]
-    cluster.room.boot(spare.name)
-    cluster.workers.append(spare)
-    cluster.up("--no-restart")
-    wait_until(lambda: run.notes(2), "a third worker", seconds=240)
+    run.cluster.restore()
+    run.wait_for(lambda: run.notes(2), "a third worker")
     run.pause(PAUSE)
 
 
@@ -195,7 +198,7 @@ class Fault:
 
 GROWING = ("--launch.num-workers", "3", "--launch.min-workers", "2")
 FAULTS = {
-    # First, because the cluster has two workers until then, and three afterwards.
+    # First, because one node is off until then.
     "added": Fault(inject=add_node, arguments=GROWING, same_workers=False),
     "worker": Fault(inject=kill_worker),
     "node": Fault(inject=kill_node),

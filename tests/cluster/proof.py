@@ -218,9 +218,8 @@ def main() -> int:
         return 2
     asked.out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
-    names = ["one", "two", "three"]
-    num_first = 2 if "added" in asked.faults else 3
-    with open_cluster(names[:num_first], head_cpus=0, spare=names[num_first:]) as cluster:
+    off = ["three"] if "added" in asked.faults else []
+    with open_cluster(["one", "two", "three"], head_cpus=0, off=off) as cluster:
         try:
             say("up")
             cluster.up()
