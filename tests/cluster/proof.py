@@ -72,7 +72,7 @@ class Outcome:
     interval: int
     """Steps between two checkpoints."""
     seconds_to_resume: float
-    """From the fault to the next step after the longest gap."""
+    """The longest time without a step since the fault, or its notice."""
 
     @property
     def survived(self) -> bool:
@@ -171,10 +171,9 @@ def steps_lost(run: Run) -> int:
 
 
 def seconds_to_resume(run: Run, began: float) -> float:
-    """Return the time from a fault to the end of the longest gap between steps after it."""
+    """Return the longest time between two steps, of those that ended after a fault."""
     times = [note.time for note in run.notes(0) if note.step]
-    gaps = [(later - earlier, later) for earlier, later in pairwise(times) if later > began]
-    return max(gaps)[1] - began if gaps else float("nan")
+    return max((b - a for a, b in pairwise(times) if b > began), default=float("nan"))
 
 
 def as_markdown(outcomes: Sequence[Outcome]) -> str:
