@@ -17,6 +17,7 @@ from scribbleseg.config import TrainConfig
 from scribbleseg.distributed import (
     DataParallel,
     all_reduce_sum,
+    broadcast_float,
     gather,
     world_size,
 )
@@ -208,12 +209,12 @@ class Checks:
         now = time.perf_counter()
         late = now - self.saved > 60 * self.config.save_minutes
         wanted = self.notice() or late or self.save_by_steps(step)
-        pace = (now - self.time) / (step - self.step)
-        votes = all_reduce_sum(torch.tensor([float(wanted), pace], device=self.device)).tolist()
-        num_steps = int(SECONDS_BETWEEN_CHECKS * world_size() / votes[1])
+        # Rank 0's, because ranks that count differently would wait for one another for ever.
+        pace = broadcast_float((now - self.time) / (step - self.step), self.device)
+        num_steps = int(SECONDS_BETWEEN_CHECKS / pace)
         self.step, self.time = step, now
         self.next_step = step + min(max(num_steps, 1), STEPS_BETWEEN_CHECKS)
-        return votes[0] > 0
+        return all_reduce_sum(torch.tensor(float(wanted), device=self.device)).item() > 0
 
 
 def run_steps(
