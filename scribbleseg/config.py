@@ -345,10 +345,23 @@ class PredictConfig:
 
     flip: bool = False
     """Average the logits with those of the mirrored image: a little better, twice the time."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average the logits of several looks at the image, at these multiples of data.long_side (0.25
+    to 4).
+    """
     edges: bool = False
     """Follow the image's own edges, finer than the network's grid, by a guided filter (arXiv
     1505.00996).
     """
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(
+            0 < len(self.scales) <= 8 and all(0.25 <= scale <= 4 for scale in self.scales),
+            "predict.scales",
+            self.scales,
+            "one to eight multiples, each 0.25 to 4",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +397,12 @@ class FinetuneConfig:
             "data.crop_size",
             self.data.crop_size,
             f"a multiple of {stride}, the coarsest stride at model.depth {self.model.depth}",
+        )
+        require(
+            self.data.long_side * max(self.predict.scales) <= MAX_SIDE,
+            "predict.scales",
+            self.predict.scales,
+            f"multiples that leave data.long_side {self.data.long_side} at most {MAX_SIDE}",
         )
 
 

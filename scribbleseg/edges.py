@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 # Side of the windows in which a function is found, as a share of the image's longer side.
-WINDOW = 1 / 15
+WINDOW = 1 / 30
 # Colours that vary less than this (a variance; colours in [0, 1]) say nothing of the mask.
 NOISE = 1e-4
 

@@ -220,6 +220,7 @@ def evaluate(
         "fold": fold,
         "flip": config.predict.flip,
         "edges": config.predict.edges,
+        "scales": list(config.predict.scales),
         "honour_strokes": honour_strokes,
         "long_side": config.data.long_side,
         "device": predictor.device.type,

@@ -5,7 +5,7 @@ own size, so that the outline is as smooth as the logits are.
 """
 
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from scribbleseg.checkpoint import read_model, transfer
-from scribbleseg.config import DataConfig, FinetuneConfig, PredictConfig, StrokesConfig
+from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig
 from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
@@ -64,25 +64,53 @@ def predict_logits(
         Logits on `device`, made under inference mode (they cannot enter a backward pass).
     """
     device = torch.device(device)
-    seen, drawn = network_inputs(
-        image, scribbles, data=config.data, strokes=config.strokes, device=device
-    )
-    if config.predict.flip:
-        seen, drawn = (torch.cat([x, x.flip(-1)]) for x in (seen, drawn))
-    height, width = seen.shape[-2:]
     with (
         torch.inference_mode(),
         torch.autocast(device.type, dtype=precision, enabled=precision is not None),
         _evaluation_mode(model),
     ):
-        logits = model(*pad(seen, drawn)).logits[..., :height, :width].float()
-        if config.predict.flip:
-            logits = (logits[:1] + logits[1:].flip(-1)) / 2
+        looks = [
+            _look(model, image, scribbles, config, device, round(scale * config.data.long_side))
+            for scale in sorted(config.predict.scales)
+        ]
+        # On the finest one's grid.
+        size = looks[-1].shape[-2:]
+        logits = torch.stack([_resize(look, size) for look in looks]).mean(dim=0)
         if config.predict.edges:
-            found = follow_edges(logits[0, 0].sigmoid().cpu().numpy(), image)
+            found = follow_edges(logits.sigmoid().cpu().numpy(), image)
             return torch.from_numpy(found).to(device).logit(eps=SURE)
-        size = image.shape[:2]
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0, 0]
+        return _resize(logits, image.shape[:2])
+
+
+def _look(
+    model: nn.Module,
+    image: UInt8[np.ndarray, "h w 3"],
+    scribbles: UInt8[np.ndarray, "h w"],
+    config: FinetuneConfig,
+    device: torch.device,
+    long_side: int,
+) -> Float32[Tensor, "h2 w2"]:
+    """Return the logits at the network's scale, with this longer side."""
+    seen, drawn = network_inputs(
+        image,
+        scribbles,
+        data=replace(config.data, long_side=long_side),
+        strokes=config.strokes,
+        device=device,
+    )
+    if config.predict.flip:
+        seen, drawn = (torch.cat([x, x.flip(-1)]) for x in (seen, drawn))
+    height, width = seen.shape[-2:]
+    logits = model(*pad(seen, drawn)).logits[:, 0, :height, :width].float()
+    return (logits[0] + logits[1].flip(-1)) / 2 if config.predict.flip else logits[0]
+
+
+def _resize(logits: Float32[Tensor, "h w"], size: Sequence[int]) -> Float32[Tensor, "h2 w2"]:
+    """Resize logits bilinearly to (height, width)."""
+    if tuple(logits.shape) == tuple(size):
+        return logits
+    size = list(size)
+    return F.interpolate(logits[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def network_inputs(
@@ -259,8 +287,10 @@ def load(
     model = build_model(found.config.model)
     transfer(model, found.weights)
     own = found.config.predict
-    chosen = PredictConfig(
-        flip=own.flip if flip is None else flip, edges=own.edges if edges is None else edges
+    chosen = replace(
+        own,
+        flip=own.flip if flip is None else flip,
+        edges=own.edges if edges is None else edges,
     )
     return Predictor(
         config=replace(found.config, predict=chosen),

@@ -125,6 +125,18 @@ def test_edges_are_the_photographs_own():
     assert (along == wanted).all()
 
 
+def test_looks_at_several_scales_are_averaged_on_the_finest_grid():
+    image = noise(96, 128)
+    small, large = (
+        logits_of(RedAsLogits(), image, blank(96, 128), long_side=64, scales=(scale,))
+        for scale in (1.0, 2.0)
+    )
+    model = RedAsLogits()
+    both = logits_of(model, image, blank(96, 128), long_side=64, scales=(2.0, 1.0))
+    assert [tuple(seen[0].shape[-2:]) for seen in model.seen] == [(64, 64), (96, 128)]
+    torch.testing.assert_close(both, (small + large) / 2)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_model_runs_in_evaluation_mode_and_returns_to_its_own(training: bool):
     model = RedAsLogits().train(training)

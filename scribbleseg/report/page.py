@@ -138,8 +138,7 @@ def write_evaluation_page(predictor: Predictor, evaluation: Evaluation, out: Pat
             evaluate_command(
                 settings["checkpoint"], settings["root"], settings["split"], settings["fold"]
             )
-            + (" --flip" if settings["flip"] else " --no-flip")
-            + (" --edges" if settings["edges"] else " --no-edges")
+            + f" --flip {settings['flip']} --edges {settings['edges']}"
             + ("" if settings["honour_strokes"] else " --no-honour-strokes")
         ],
     )
