@@ -429,7 +429,8 @@ def evaluate_command(checkpoint: str, data: DataConfig) -> str:
     held_out = f"--split {data.split} --fold {data.fold}"
     if data.fold is None:
         held_out = f"--split {data.val_split or data.split}"
-    return f"scribbleseg evaluate --checkpoint {checkpoint} --data {data.root} {held_out}"
+    root = data.root or "DATA"
+    return f"scribbleseg evaluate --checkpoint {checkpoint} --data {root} {held_out}"
 
 
 def pull(command: Pull) -> None:
