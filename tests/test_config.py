@@ -47,6 +47,11 @@ def test_what_is_left_out_keeps_its_value(tmp_path):
         ({"data.val_split": "test"}, ["data.val_split", "--data.fold None"]),
         ({"loss.dice": 0, "loss.bce": 0}, ["loss.bce is 0"]),
         ({"augment.strength": 2.5}, ["augment.strength is 2.5", "0 to 2"]),
+        ({"augment.paste_probability": 2}, ["augment.paste_probability is 2", "between 0 and 1"]),
+        ({"strokes.width": [5, 3]}, ["strokes.width is (5.0, 3.0)", "least <= most"]),
+        ({"strokes.length": [0, 1]}, ["strokes.length is (0.0, 1.0)", "0 < least"]),
+        ({"predict.scales": [1, 9]}, ["predict.scales is (1.0, 9.0)", "each 0.25 to 4"]),
+        ({"predict.scales": [4], "data.long_side": 4096}, ["predict.scales", "at most 8192"]),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value_and_the_remedy(changes, words):
