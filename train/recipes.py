@@ -78,12 +78,10 @@ def best() -> FinetuneConfig:
     return FinetuneConfig(
         data=DataConfig(long_side=384, crop_size=256),
         strokes=StrokesConfig(width=(1.0, 8.0), length=(0.1, 1.0), count=2),
-        augment=AugmentConfig(strength=1.0, paste_probability=0.7),
+        augment=AugmentConfig(strength=0.7, paste_probability=0.5),
         model=ModelConfig(encoder="lite0"),
-        optim=OptimConfig(
-            learning_rate=1.5e-3, weight_decay=0.05, encoder_scale=0.4, ema_decay=0.99
-        ),
-        train=TrainConfig(epochs=30, validate_every=6),
+        optim=OptimConfig(learning_rate=1.5e-3, encoder_scale=0.5, ema_decay=0.995),
+        train=TrainConfig(epochs=60, validate_every=5),
         predict=PredictConfig(flip=True, scales=(2 / 3, 1.0, 4 / 3)),
     )
 
