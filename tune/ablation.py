@@ -111,9 +111,10 @@ class AblationJob:
     """
 
 
+# Recipes whose encoder others have pretrained have no partner.
 JOBS: dict[str, Callable[[], AblationJob]] = {
     name: lambda name=name: AblationJob(finetune=RECIPES[name](), pretrain=PRETRAIN_RECIPES[name]())
-    for name in RECIPES
+    for name in PRETRAIN_RECIPES
 }
 
 
@@ -152,7 +153,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     if arguments and arguments[0] in ("-h", "--help"):
         purpose = "Compares networks from scratch and after DINO pretraining, over seeds."
-        sys.stdout.write(usage(PROG, "--data.root DIR", purpose, RECIPES))
+        sys.stdout.write(
+            usage(PROG, "--data.root DIR", purpose, {name: RECIPES[name] for name in JOBS})
+        )
         return
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     recipe, options = (arguments[0], arguments[1:]) if has_recipe else ("cpu", arguments)
