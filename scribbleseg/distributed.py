@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
@@ -84,6 +85,36 @@ def barrier() -> None:
         dist.barrier()
 
 
+@dataclass(kw_only=True)
+class GradientWait:
+    """How long backward waited for sums of gradients.
+
+    A holder of its own: a hook that knew its network would keep it alive for ever, since Python does
+    not see cycles through DDP's own code.
+    """
+
+    device: torch.device
+    waited: Stopwatch = field(default_factory=Stopwatch)
+    handed_over: Moment | None = None
+    """When the last bucket of the present backward was complete."""
+
+    def hand_over(
+        self,
+        _: object,
+        bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
+    ) -> Future[Tensor]:
+        """Let a bucket be summed, as DDP would itself; of several, the last one's time stays."""
+        if bucket.is_last():
+            self.handed_over = moment(self.device)
+        return allreduce_hook(cast(Any, dist.group.WORLD), bucket)
+
+    def note(self) -> None:
+        """Take down how long backward, which has just ended, waited."""
+        if self.handed_over is not None:
+            self.waited.add(self.handed_over, moment(self.device))
+            self.handed_over = None
+
+
 class DataParallel(DistributedDataParallel):
     """PyTorch's DDP, which also says how long it waits for the other ranks.
 
@@ -95,27 +126,13 @@ class DataParallel(DistributedDataParallel):
 
     def __init__(self, model: nn.Module, device: torch.device):
         super().__init__(model, device_ids=[device.index or 0] if device.type == "cuda" else None)
-        self.model_device = device
-        self.waited = Stopwatch()
+        self.gradient_wait = GradientWait(device=device)
+        self.register_comm_hook(None, self.gradient_wait.hand_over)
+
+    @property
+    def waited(self) -> Stopwatch:
         """Time spent waiting for sums of gradients."""
-        self._handed_over: Moment | None = None
-        self.register_comm_hook(None, self._hand_over)
-
-    def _hand_over(
-        self,
-        _: object,
-        bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
-    ) -> Future[Tensor]:
-        """Let a bucket be summed, as DDP would itself; of several, the last one's time stays."""
-        if bucket.is_last():
-            self._handed_over = moment(self.model_device)
-        return allreduce_hook(cast(Any, dist.group.WORLD), bucket)
-
-    def note_wait(self) -> None:
-        """Take down how long backward, which has just ended, waited."""
-        if self._handed_over is not None:
-            self.waited.add(self._handed_over, moment(self.model_device))
-            self._handed_over = None
+        return self.gradient_wait.waited
 
 
 @contextmanager
@@ -128,7 +145,7 @@ def reduce_gradients(network: nn.Module, now: bool) -> Generator[None]:
         yield
     elif now:
         yield
-        network.note_wait()
+        network.gradient_wait.note()
     else:
         with network.no_sync():
             yield

@@ -1,6 +1,8 @@
 """Ranks as processes under gloo: sums of gradients, and how long they were waited for."""
 
+import gc
 import time
+import weakref
 
 import pytest
 import torch
@@ -64,6 +66,20 @@ def test_gradients_are_those_of_pytorchs_own_ddp(tmp_path):
     for ours, others, theirs in zip(first["ours"], second["ours"], first["theirs"], strict=True):
         assert torch.equal(ours, others)
         torch.testing.assert_close(ours, theirs)
+
+
+def freed_after_use(rank):
+    network = data_parallel(small_network(), CPU)
+    gradients(network, rank)
+    seen = weakref.ref(network)
+    del network
+    gc.collect()
+    return torch.tensor(seen() is None)
+
+
+def test_a_network_is_freed_with_its_run(tmp_path):
+    """A sweep's process has many; and one that outlives Python's own end can crash it."""
+    assert all(spawn(freed_after_use, tmp_path))
 
 
 def waited_for_a_late_rank(rank):
