@@ -89,8 +89,8 @@ def barrier() -> None:
 class GradientWait:
     """How long backward waited for sums of gradients.
 
-    A holder of its own: a hook that knew its network would keep it alive for ever, since Python does
-    not see cycles through DDP's own code.
+    A holder of its own: a hook that knew its network would keep it alive for ever, because Python
+    does not see cycles through DDP's own code.
     """
 
     device: torch.device
