@@ -117,9 +117,11 @@ def _lite0_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     counters = {name for name in state if name.endswith("num_batches_tracked")}
     names = [name for name in state if name not in counters]
     values = [theirs[name] for name in theirs if not name.endswith("num_batches_tracked")]
-    weights = dict(zip(names, values, strict=False))
-    if any(weights[name].shape != state[name].shape for name in names):
+    # The classifier's tensors come last, and have no name here.
+    shapes = [value.shape for value in values[: len(names)]]
+    if shapes != [state[name].shape for name in names]:
         raise InputError(f"{path}: its tensors are not those of EfficientNet-Lite0")
+    weights = dict(zip(names, values[: len(names)], strict=True))
     return weights | {name: state[name] for name in counters}
 
 
