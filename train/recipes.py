@@ -73,13 +73,13 @@ def gpu() -> FinetuneConfig:
 def best() -> FinetuneConfig:
     """An encoder trained on ImageNet, and strokes and scenes of every kind: `released:best`.
 
-    Needs the extra `lite0`. About an hour on the benchmark on 2 cores.
+    Needs the extra `lite`. About an hour on the benchmark on 2 cores.
     """
     return FinetuneConfig(
         data=DataConfig(long_side=384, crop_size=256),
         strokes=StrokesConfig(width=(1.0, 8.0), length=(0.1, 1.0), count=2),
         augment=AugmentConfig(strength=0.7, paste_probability=0.5),
-        model=ModelConfig(encoder="lite0"),
+        model=ModelConfig(encoder="lite0", matching=True),
         optim=OptimConfig(learning_rate=1.5e-3, encoder_scale=0.5, ema_decay=0.995),
         train=TrainConfig(epochs=60, validate_every=5),
         predict=PredictConfig(flip=True, scales=(2 / 3, 1.0, 4 / 3)),

