@@ -63,6 +63,10 @@ class DataConfig:
     """Share of the training samples that are used, evenly spread over the sorted stems (0, 1]: what
     would fewer labels give?
     """
+    extra: tuple[str, ...] = ()
+    """More splits to train on, each a folder or URI ROOT/SPLIT, whole: from other data sets, or with
+    masks that a network predicted (`scribbleseg predict --sure 0.9`).
+    """
     val_split: str | None = None
     """Split to validate on when fold is None; None: no validation, and the last checkpoint is the
     best.
@@ -258,6 +262,13 @@ class LossConfig:
     """Weight of the soft Dice loss (0 or more)."""
     bce: float = 1.0
     """Weight of the binary cross-entropy (0 or more)."""
+    focal: float = 0.0
+    """Weight of the focal loss (arXiv 1708.02002), which looks at what is still wrong (0 or more).
+    """
+    boundary: float = 0.0
+    """Weight of the binary cross-entropy within 4 pixels of an outline (0 or more)."""
+    lovasz: float = 0.0
+    """Weight of the Lovász hinge (arXiv 1705.08790), a bound of 1 - IoU (0 or more)."""
     side: float = 0.5
     """Deep supervision: the side output at stride 2^k counts side^k (0 to 1; 0 leaves it out)."""
     supervision: Literal["mask", "strokes"] = "mask"
@@ -266,9 +277,11 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self.dice >= 0, "loss.dice", self.dice, "0 or more")
-        require(self.bce >= 0, "loss.bce", self.bce, "0 or more")
-        require(self.dice + self.bce > 0, "loss.bce", self.bce, "above 0 while loss.dice is 0")
+        weights = ("dice", "bce", "focal", "boundary", "lovasz")
+        for key in weights:
+            require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "0 or more")
+        total = sum(getattr(self, key) for key in weights)
+        require(total > 0, "loss.bce", self.bce, "above 0 while all others are 0")
         require(0 <= self.side <= 1, "loss.side", self.side, "0 to 1")
 
 

@@ -198,6 +198,9 @@ def open_data(config: FinetuneConfig) -> RunData:
             data.root, data.val_split, need_masks=True, cache_dir=data.cache_dir
         )
     scenes = spread(scenes, max(1, round(data.share * len(scenes))))
+    for folder in data.extra:
+        root, _, split = folder.rstrip("/").rpartition("/")
+        scenes += list_scenes(root or ".", split, need_masks=need_masks, cache_dir=data.cache_dir)
     cache = SceneCache.open([*scenes, *validation], data.cache_dir)
     positions = range(len(scenes), len(scenes) + len(validation))
     return RunData(

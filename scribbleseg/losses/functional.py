@@ -11,6 +11,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 IGNORE = 255
+FOCUS = 2
+"""Exponent of the focal loss; the paper's."""
+BAND = 4
+"""Pixels on both sides of an object's outline that `boundary_loss` looks at."""
 
 
 def split_target(
@@ -48,8 +52,73 @@ def bce_loss(
 
     An image whose every pixel is ignored scores 0.
     """
-    per_pixel = F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
-    return (per_pixel * valid).sum(dim=(1, 2, 3)) / valid.sum(dim=(1, 2, 3)).clamp(min=1)
+    return _mean_over(valid, _cross_entropy(logits, truth))
+
+
+def focal_loss(
+    logits: Float[Tensor, "b 1 h w"],
+    truth: Float[Tensor, "b 1 h w"],
+    valid: Float[Tensor, "b 1 h w"],
+) -> Float[Tensor, " b"]:
+    """Return the focal loss per image (arXiv 1708.02002), over pixels not ignored.
+
+    Cross-entropy times (1 - p)^2, where p is the probability of the true label: what is already
+    right counts for little. Unlike the paper's it does not weigh the two labels differently.
+    """
+    wrong = (logits.float().sigmoid() - truth).abs()
+    return _mean_over(valid, wrong**FOCUS * _cross_entropy(logits, truth))
+
+
+def boundary_loss(
+    logits: Float[Tensor, "b 1 h w"],
+    truth: Float[Tensor, "b 1 h w"],
+    valid: Float[Tensor, "b 1 h w"],
+) -> Float[Tensor, " b"]:
+    """Return the binary cross-entropy per image over the pixels near an outline.
+
+    Near are those within a square of side 2 x 4 + 1 that holds both labels; an image without any
+    scores 0.
+    """
+    labels = torch.cat([truth, 1 - truth], dim=1) * valid
+    near = F.max_pool2d(labels, 2 * BAND + 1, 1, BAND).prod(dim=1, keepdim=True) * valid
+    return _mean_over(near, _cross_entropy(logits, truth))
+
+
+def lovasz_loss(
+    logits: Float[Tensor, "b 1 h w"],
+    truth: Float[Tensor, "b 1 h w"],
+    valid: Float[Tensor, "b 1 h w"],
+) -> Float[Tensor, " b"]:
+    """Return the Lovász hinge per image (arXiv 1705.08790): a convex bound of 1 - IoU of object.
+
+    Hinge errors, largest first, each times what IoU loses when its pixel joins the wrong ones.
+    """
+    truth = (truth * valid).flatten(1)
+    errors = 1 - logits.float().flatten(1) * (2 * truth - 1)
+    # Below zero they count for nothing, and they come last.
+    errors = errors.masked_fill(valid.flatten(1) == 0, -1.0)
+    errors, order = errors.sort(dim=1, descending=True)
+    truth = truth.gather(1, order)
+    total = truth.sum(dim=1, keepdim=True)
+    intersection = total - truth.cumsum(dim=1)
+    union = total + (1 - truth).cumsum(dim=1)
+    lost = 1 - intersection / union
+    steps = torch.diff(lost, dim=1, prepend=lost.new_zeros(len(lost), 1))
+    return (errors.relu() * steps).sum(dim=1)
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "b 1 h w"], truth: Float[Tensor, "b 1 h w"]
+) -> Float[Tensor, "b 1 h w"]:
+    """Return the binary cross-entropy of every pixel, in nats."""
+    return F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
+
+
+def _mean_over(
+    pixels: Float[Tensor, "b 1 h w"], values: Float[Tensor, "b 1 h w"]
+) -> Float[Tensor, " b"]:
+    """Return the mean of the values at the pixels that are 1; 0 where there is none."""
+    return (values * pixels).sum(dim=(1, 2, 3)) / pixels.sum(dim=(1, 2, 3)).clamp(min=1)
 
 
 def resize_logits(logits: Float[Tensor, "b 1 h w"], size: torch.Size) -> Float[Tensor, "b 1 h2 w2"]:

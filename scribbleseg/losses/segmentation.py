@@ -1,4 +1,4 @@
-"""The loss of a segmentation step: Dice + BCE, with deep supervision and partial labels.
+"""The loss of a segmentation step: Dice + BCE and others, with deep supervision and partial labels.
 
 The partial form (loss on stroke pixels only, for users who have no masks) needs no code of its own:
 its target holds the strokes' labels and is 255, ignored, everywhere else.
@@ -10,7 +10,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from scribbleseg.config import LossConfig
-from scribbleseg.losses.functional import bce_loss, dice_loss, resize_logits, split_target
+from scribbleseg.losses.functional import (
+    bce_loss,
+    boundary_loss,
+    dice_loss,
+    focal_loss,
+    lovasz_loss,
+    resize_logits,
+    split_target,
+)
 
 
 def segmentation_loss(
@@ -30,13 +38,19 @@ def segmentation_loss(
     """
     truth, valid = split_target(target)
     weights = [config.side**level for level in range(len(side_logits) + 1)]
+    terms = [
+        (config.dice, dice_loss),
+        (config.bce, bce_loss),
+        (config.focal, focal_loss),
+        (config.boundary, boundary_loss),
+        (config.lovasz, lovasz_loss),
+    ]
     total = logits.new_zeros((), dtype=truth.dtype)
     for weight, output in zip(weights, [logits, *side_logits], strict=True):
         if weight == 0:
             continue
         output = resize_logits(output, target.shape[-2:])
-        per_image = config.dice * dice_loss(output, truth, valid) + config.bce * bce_loss(
-            output, truth, valid
-        )
-        total = total + weight * per_image.mean()
+        for share, term in terms:
+            if share > 0:
+                total = total + weight * share * term(output, truth, valid).mean()
     return total / sum(weights)

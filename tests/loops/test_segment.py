@@ -94,6 +94,20 @@ def test_a_share_of_the_labels_leaves_validation_alone(tiny_data, share, count):
     assert set(stems[0]) <= set(stems[1]) and len(set(stems[0])) == count
 
 
+def test_further_splits_are_trained_on_and_never_validated_on(tiny_data, tmp_path):
+    from tests.conftest import write_scenes
+
+    write_scenes(tmp_path, "more", 5, seed=9)
+    whole = open_data(settings(tiny_data))
+    extended = open_data(settings(tiny_data, data__extra=[f"{tmp_path}/more/"]))
+    assert len(extended.samples) == len(whole.samples) + 5
+    assert [extended.cache.stems[i] for i in extended.validation] == [
+        whole.cache.stems[i] for i in whole.validation
+    ]
+    with pytest.raises(InputError, match="no such split"):
+        open_data(settings(tiny_data, data__extra=[f"{tmp_path}/less"]))
+
+
 def test_it_learns(tiny_data):
     config = settings(tiny_data, train__epochs=40, train__validate_every=40, augment__strength=0.5)
     events, _ = run(config, *start(config))

@@ -1,4 +1,4 @@
-"""Dice, BCE and their sum, against slow loops over pixels."""
+"""Dice, BCE and the other terms, against slow loops over pixels."""
 
 import math
 
@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from scribbleseg.config import LossConfig
-from scribbleseg.losses.functional import bce_loss, dice_loss, split_target
+from scribbleseg.losses.functional import (
+    bce_loss,
+    boundary_loss,
+    dice_loss,
+    focal_loss,
+    lovasz_loss,
+    split_target,
+)
 from scribbleseg.losses.segmentation import segmentation_loss
 
 
@@ -54,12 +61,81 @@ def test_dice_and_bce_equal_slow_loops(seed):
     torch.testing.assert_close(bce_loss(logits, truth, valid), slow_bce(logits, target))
 
 
+def slow_focal(logits, target):
+    losses = []
+    for image, truth in zip(logits[:, 0], target, strict=True):
+        terms = []
+        for logit, label in zip(image[truth != 255], truth[truth != 255], strict=True):
+            probability = 1 / (1 + math.exp(-float(logit)))
+            right = probability if label else 1 - probability
+            terms.append(-((1 - right) ** 2) * math.log(right))
+        losses.append(sum(terms) / len(terms))
+    return torch.tensor(losses)
+
+
+def slow_boundary(logits, target):
+    losses = []
+    for image, truth in zip(logits[:, 0], target, strict=True):
+        terms = []
+        for y, x in (truth != 255).nonzero().tolist():
+            window = truth[max(0, y - 4) : y + 5, max(0, x - 4) : x + 5]
+            if (window == 0).any() and (window == 1).any():
+                probability = 1 / (1 + math.exp(-float(image[y, x])))
+                terms.append(-math.log(probability if truth[y, x] else 1 - probability))
+        losses.append(sum(terms) / max(1, len(terms)))
+    return torch.tensor(losses)
+
+
+def slow_lovasz(logits, target):
+    """Integrate over t what IoU loses when all pixels whose hinge error exceeds t are wrong."""
+    losses = []
+    for image, truth in zip(logits[:, 0], target, strict=True):
+        values, label = image[truth != 255], truth[truth != 255] == 1
+        errors = (1 - values * torch.where(label, 1, -1)).relu()
+        loss, below = 0.0, 0.0
+        for threshold in errors.sort().values.tolist():
+            wrong = errors > below
+            iou = (label & ~wrong).sum() / (label | wrong).sum().clamp(min=1)
+            loss += (threshold - below) * (1 - float(iou))
+            below = threshold
+        losses.append(loss)
+    return torch.tensor(losses)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("fast", "slow"),
+    [(focal_loss, slow_focal), (boundary_loss, slow_boundary), (lovasz_loss, slow_lovasz)],
+)
+def test_the_other_terms_equal_slow_loops(fast, slow, seed):
+    logits, target = case(seed, size=(2, 16, 21))
+    # A large object, so that not every pixel is near an outline.
+    target[:, 6:] = 1
+    target[0, :, 12:] = 255
+    truth, valid = split_target(target)
+    torch.testing.assert_close(fast(logits, truth, valid), slow(logits, target))
+
+
+def test_all_terms_are_added_by_their_weights():
+    logits, target = case(size=(2, 12, 12))
+    config = LossConfig(dice=0.0, bce=0.0, focal=2.0, boundary=0.5, lovasz=3.0)
+    parts = 2 * slow_focal(logits, target) + 0.5 * slow_boundary(logits, target)
+    expected = (parts + 3 * slow_lovasz(logits, target)).mean()
+    torch.testing.assert_close(segmentation_loss(logits, (), target, config), expected)
+
+
 def test_ignored_pixels_have_no_gradient():
     logits, target = case()
     logits.requires_grad_()
     segmentation_loss(logits, (), target, LossConfig()).backward()
     assert (logits.grad[:, 0][target == 255] == 0).all()
     assert (logits.grad[:, 0][target != 255] != 0).all()
+
+
+@pytest.mark.parametrize("term", [focal_loss, boundary_loss, lovasz_loss])
+def test_an_image_that_is_wholly_ignored_costs_nothing(term):
+    logits, target = case()
+    assert not term(logits, *split_target(torch.full_like(target, 255))).any()
 
 
 def test_an_image_that_is_wholly_ignored_or_without_object_gives_a_finite_loss():
