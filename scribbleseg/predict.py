@@ -16,16 +16,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
-from scribbleseg.checkpoint import read_model, transfer
+from scribbleseg.checkpoint import read_model, transfer, write_bytes
 from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig
 from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
     UNLABELLED,
+    Scene,
     ScenePaths,
+    encode_png,
     list_files,
     read_scene,
-    write_png,
 )
 from scribbleseg.datasets.transforms import normalise, to_network
 from scribbleseg.device import pick_device
@@ -312,6 +313,42 @@ def _find_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a network makes of one scene, as PNG files."""
+
+    mask: bytes
+    """Indexed, 0 background and 1 object."""
+    probabilities: bytes | None
+    """8-bit grey, 255 x the probability of "object" before strokes are honoured; None: not asked
+    for.
+    """
+
+
+def answer(
+    predictor: Predictor, scene: Scene, *, probabilities: bool, honour_strokes: bool
+) -> Answer:
+    """Predict one scene; folders, clusters and services all give out what this returns.
+
+    Args:
+        predictor: The network.
+        scene: A photograph and its strokes.
+        probabilities: Encode them too.
+        honour_strokes: Pixels under a stroke take the stroke's label.
+    """
+    logits = predictor.logits(scene.image, scene.scribbles)
+    mask = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes)
+    return Answer(
+        mask=encode_png(mask, palette=True),
+        probabilities=encode_png(to_grey(logits)) if probabilities else None,
+    )
+
+
+def to_grey(logits: Float[Tensor, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Return 255 x the probability of "object", rounded."""
+    return (logits.sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskWritten:
     """One image of a folder is done."""
 
@@ -395,11 +432,13 @@ def _write_masks(
     if probabilities:
         (out / "probabilities").mkdir(exist_ok=True)
     for done, paths in enumerate(scenes, start=1):
-        scene = read_scene(paths)
-        logits = predictor.logits(scene.image, scene.scribbles)
-        mask = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes)
-        if probabilities:
-            grey = (logits.sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
-            write_png(out / "probabilities" / f"{scene.stem}.png", grey)
-        write_png(out / f"{scene.stem}.png", mask, palette=True)
-        yield MaskWritten(stem=scene.stem, done=done, total=len(scenes))
+        made = answer(
+            predictor,
+            read_scene(paths),
+            probabilities=probabilities,
+            honour_strokes=honour_strokes,
+        )
+        if made.probabilities is not None:
+            write_bytes(out / "probabilities" / f"{paths.stem}.png", made.probabilities)
+        write_bytes(out / f"{paths.stem}.png", made.mask)
+        yield MaskWritten(stem=paths.stem, done=done, total=len(scenes))

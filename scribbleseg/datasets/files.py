@@ -1,11 +1,13 @@
 """Pictures read strictly, and files and folders that appear whole or not at all."""
 
 import contextlib
+import io
 import os
 import shutil
 import struct
 import zlib
 from collections.abc import Generator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,34 @@ _DECODE_ERRORS = (
 )
 
 
+class NotAPictureError(InputError):
+    """A file is no picture of an accepted format, whatever its name says."""
+
+
+class TooManyPixelsError(InputError):
+    """A picture is larger than whoever reads it has memory for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileBytes:
+    """A file that lies in memory: it came over a network, and has no place on this machine."""
+
+    name: str
+    """What messages call it."""
+    content: bytes = field(repr=False)
+    """All of it."""
+
+    def open(self, _mode: str = "rb") -> io.BytesIO:
+        """Open it as `Path.open("rb")` opens a file."""
+        return io.BytesIO(self.content)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+File = Path | FileBytes
+
+
 def cache_folder(folder: str | Path | None = None) -> Path:
     """Return where caches are kept; None: $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg."""
     default = Path.home() / ".cache" / "scribbleseg"
@@ -34,7 +64,7 @@ def cache_folder(folder: str | Path | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def open_picture(path: Path, formats: tuple[str, ...]) -> Generator[Image.Image]:
+def open_picture(path: File, formats: tuple[str, ...]) -> Generator[Image.Image]:
     """Open a picture and decode it whole, in its stored mode.
 
     Args:
@@ -49,15 +79,37 @@ def open_picture(path: Path, formats: tuple[str, ...]) -> Generator[Image.Image]
             picture = Image.open(file, formats=formats)
             picture.load()
     except _DECODE_ERRORS as error:
+        kind = NotAPictureError if isinstance(error, UnidentifiedImageError) else InputError
         expected = " or ".join(formats)
-        raise InputError(
+        raise kind(
             f"{path}: {reason(error)}; expected a whole {expected} file; save or copy it again"
         ) from None
     with picture:
         yield picture
 
 
-def bits_per_channel(path: Path) -> int:
+def require_pixels(path: File, most: int) -> None:
+    """Raise a `TooManyPixelsError` where a picture's header announces more than `most` pixels.
+
+    Nothing is decoded, so a small file that would unfold to gigabytes costs nothing. What is no
+    picture passes: whoever decodes it says so better.
+    """
+    try:
+        with path.open("rb") as file, Image.open(file, formats=("JPEG", "PNG")) as picture:
+            width, height = picture.size
+            found = f"{width}x{height} pixels"
+            too_many = width * height > most
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        found, too_many = reason(error), True
+    except _DECODE_ERRORS:
+        return
+    if too_many:
+        raise TooManyPixelsError(
+            f"{path}: found {found}, expected at most {most / 1e6:g} megapixels; scale it down"
+        )
+
+
+def bits_per_channel(path: File) -> int:
     """Return the bit depth in a PNG's header, and 8 for any other file.
 
     Pillow decodes a 16-bit colour PNG to 8 bits without a word, so the header has to be asked.

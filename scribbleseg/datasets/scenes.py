@@ -9,8 +9,9 @@ the contract raises an `InputError` that names it and the command that mends it.
 they are stored (an EXIF orientation is not applied), because strokes are drawn on stored pixels.
 """
 
+import io
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 
 from scribbleseg.datasets.files import (
     IMAGE_SUFFIXES,
+    File,
     bits_per_channel,
     has_alpha,
     open_picture,
@@ -142,7 +144,7 @@ def list_scenes(
     ]
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: File) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a photograph as 8-bit RGB.
 
     Grey and palette images become RGB; an alpha channel is dropped where it is opaque everywhere.
@@ -162,7 +164,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
         return np.array(picture.convert("RGB"))
 
 
-def read_scribbles(path: Path) -> UInt8[np.ndarray, "h w"]:
+def read_scribbles(path: File) -> UInt8[np.ndarray, "h w"]:
     """Decode strokes: 0 background, 1 object, 255 unlabelled.
 
     Raises:
@@ -193,14 +195,24 @@ def read_scene(paths: ScenePaths) -> Scene:
     Raises:
         InputError: a file does not keep the contract, or the sizes differ.
     """
-    image = read_image(paths.image)
-    scribbles = read_scribbles(paths.scribbles)
-    require_same_size(paths.scribbles, scribbles, paths.image, image)
-    mask = None
-    if paths.ground_truth is not None:
-        mask = read_mask(paths.ground_truth)
-        require_same_size(paths.ground_truth, mask, paths.image, image)
-    return Scene(stem=paths.stem, image=image, scribbles=scribbles, mask=mask)
+    scene = read_drawn(paths.stem, paths.image, paths.scribbles)
+    if paths.ground_truth is None:
+        return scene
+    mask = read_mask(paths.ground_truth)
+    require_same_size(paths.ground_truth, mask, paths.image, scene.image)
+    return replace(scene, mask=mask)
+
+
+def read_drawn(stem: str, image_file: File, scribbles_file: File) -> Scene:
+    """Decode an image and the strokes drawn on it, from disk or memory.
+
+    Raises:
+        InputError: a file does not keep the contract, or the sizes differ.
+    """
+    image = read_image(image_file)
+    scribbles = read_scribbles(scribbles_file)
+    require_same_size(scribbles_file, scribbles, image_file, image)
+    return Scene(stem=stem, image=image, scribbles=scribbles, mask=None)
 
 
 def fold_stems(stems: Sequence[str], fold: int, num_folds: int) -> tuple[list[str], list[str]]:
@@ -233,16 +245,28 @@ def write_png(path: Path, array: UInt8[np.ndarray, "h w *c"], *, palette: bool =
         palette: Write (h, w) labels as an indexed PNG whose colours make 0, 1 and 255 visible in
             any viewer; the stored values stay the same.
     """
+    write_picture(path, _picture(array, palette), "PNG")
+
+
+def encode_png(array: UInt8[np.ndarray, "h w *c"], *, palette: bool = False) -> bytes:
+    """Return the bytes of the file that `write_png` writes."""
+    file = io.BytesIO()
+    _picture(array, palette).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _picture(array: UInt8[np.ndarray, "h w *c"], palette: bool) -> Image.Image:
+    """Return pixels as Pillow's picture; see `write_png`."""
     picture = Image.fromarray(array)
     if palette:
         colours = np.zeros((256, 3), np.uint8)
         for value, colour in _PALETTE.items():
             colours[value] = colour
         picture.putpalette(colours.tobytes())
-    write_picture(path, picture, "PNG")
+    return picture
 
 
-def require_same_size(path: Path, labels: np.ndarray, image_path: Path, image: np.ndarray) -> None:
+def require_same_size(path: File, labels: np.ndarray, image_path: File, image: np.ndarray) -> None:
     """Raise an `InputError` unless labels (h, w) are as large as their image (h, w, 3)."""
     (height, width), (image_height, image_width) = labels.shape, image.shape[:2]
     if (height, width) != (image_height, image_width):
@@ -261,7 +285,7 @@ def label_values(labels: np.ndarray) -> list[int]:
     return np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
 
 
-def _read_labels(path: Path) -> UInt8[np.ndarray, "h w"]:
+def _read_labels(path: File) -> UInt8[np.ndarray, "h w"]:
     """Decode one channel of labels, or three equal ones; palette images give their indices."""
     with open_picture(path, ("PNG",)) as picture:
         if bits_per_channel(path) > 8:
@@ -277,7 +301,7 @@ def _read_labels(path: Path) -> UInt8[np.ndarray, "h w"]:
     return first
 
 
-def _require_contract_values(path: Path, labels: np.ndarray, expected: str) -> list[int]:
+def _require_contract_values(path: File, labels: np.ndarray, expected: str) -> list[int]:
     """Return the distinct values, or raise an `InputError` if any is not in the contract."""
     values = label_values(labels)
     if not {BACKGROUND, OBJECT, UNLABELLED}.issuperset(values):
@@ -300,7 +324,7 @@ def _require_same_stems(
             )
 
 
-def _unfit(path: Path, found: str, expected: str) -> InputError:
+def _unfit(path: File, found: str, expected: str) -> InputError:
     """Return the error of a file that `data convert` may mend."""
     return InputError(
         f"{path}: found {found}, expected {expected}; `scribbleseg data convert` mends this"

@@ -1,5 +1,7 @@
 """The data contract: what is read, and every way in which it is refused."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -7,11 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scribbleseg.datasets.files import (
+    FileBytes,
+    NotAPictureError,
+    TooManyPixelsError,
+    require_pixels,
+)
 from scribbleseg.datasets.scenes import (
+    encode_png,
     fold_stems,
     label_values,
     list_scenes,
     list_splits,
+    read_drawn,
     read_image,
     read_mask,
     read_scene,
@@ -286,3 +296,47 @@ def test_the_benchmark_keeps_the_contract(benchmark: Path):
     scene = read_scene(train[0])
     assert scene.image.shape == (375, 500, 3) and scene.mask is not None
     assert not (scene.mask[scene.scribbles == 1] == 0).any()
+
+
+def test_files_in_memory_are_read_as_those_on_disk(tiny_root):
+    (paths, *_) = list_scenes(tiny_root, "train", need_masks=False)
+    image, strokes = (
+        FileBytes(name=name, content=path.read_bytes())
+        for name, path in (("image", paths.image), ("strokes", paths.scribbles))
+    )
+    scene, on_disk = read_drawn("a", image, strokes), read_scene(paths)
+    np.testing.assert_array_equal(scene.image, on_disk.image)
+    np.testing.assert_array_equal(scene.scribbles, on_disk.scribbles)
+    with pytest.raises(NotAPictureError, match="^image: not such a picture"):
+        read_drawn("a", FileBytes(name="image", content=b"GIF89a"), strokes)
+    with pytest.raises(InputError, match="^image: .*truncated"):
+        read_drawn("a", FileBytes(name="image", content=image.content[:-30]), strokes)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_a_png_in_memory_is_the_file_to_the_last_bit(tmp_path, palette):
+    labels = np.random.default_rng(0).integers(0, 2, (40, 60), np.uint8)
+    write_png(tmp_path / "a.png", labels, palette=palette)
+    assert encode_png(labels, palette=palette) == (tmp_path / "a.png").read_bytes()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header announces a picture of any size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+@pytest.mark.parametrize("size", [(101, 100), (10_000, 10_000), (60_000, 60_000)])
+def test_pictures_of_too_many_pixels_are_refused_undecoded(size):
+    file = FileBytes(name="image", content=bomb(*size))
+    with pytest.raises(TooManyPixelsError, match=r"^image: .*expected at most 0\.01 megapixels"):
+        require_pixels(file, 10_000)
+
+
+def test_what_is_no_picture_is_left_to_its_decoder():
+    require_pixels(FileBytes(name="image", content=bomb(100, 100)), 10_000)
+    require_pixels(FileBytes(name="image", content=b"no picture"), 10_000)
