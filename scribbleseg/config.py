@@ -22,7 +22,7 @@ import yaml
 
 from scribbleseg.errors import InputError
 
-Encoding = Literal["raw", "disc", "distance"]
+Encoding = Literal["raw", "disc", "distance", "geodesic"]
 StrokeStyle = Literal["curve", "skeleton", "line", "mixed"]
 Architecture = Literal["unet", "resunet", "attention_resunet", "vit_unet"]
 VitSize = Literal["tiny", "small"]
@@ -64,7 +64,7 @@ class DataConfig:
     would fewer labels give?
     """
     extra: tuple[str, ...] = ()
-    """More splits to train on, each a folder or URI ROOT/SPLIT, whole: from other data sets, or with
+    """More splits to train on, each a folder or URI ROOT/SPLIT, whole: of other data sets, or with
     masks that a network predicted (`scribbleseg predict --sure 0.9`).
     """
     val_split: str | None = None
@@ -115,7 +115,7 @@ class StrokesConfig:
 
     encoding: Encoding = "disc"
     """raw: the strokes' own pixels; disc: dilated by radius; distance: 1 on a stroke, falling to 0
-    at radius.
+    at radius; geodesic: the same along paths on which the image's edges are long.
     """
     radius: int = 3
     """Disc radius, or distance at which the encoding reaches 0, in network pixels (1 to 255)."""

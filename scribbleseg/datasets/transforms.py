@@ -150,7 +150,7 @@ class TrainSamples(Dataset[dict[str, Any]]):
             if simulated:
                 scribbles = self._simulated(mask, draws)
         image, scribbles, mask = self._augmentation(image, scribbles, mask, draws)
-        encoded = encode(scribbles, self.strokes.encoding, self.strokes.radius)
+        encoded = encode(image, scribbles, self.strokes.encoding, self.strokes.radius)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "strokes": torch.from_numpy(encoded),
@@ -236,8 +236,9 @@ def to_network(
     """
     height, width = scribbles.shape
     size = fitted_size(height, width, long_side)
-    pixels = np.ascontiguousarray(_resize_image(image, *size).transpose(2, 0, 1))
-    encoded = encode(_shrink_strokes(scribbles, *size), encoding, radius)
+    image = _resize_image(image, *size)
+    encoded = encode(image, _shrink_strokes(scribbles, *size), encoding, radius)
+    pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
     return torch.from_numpy(pixels)[None], torch.from_numpy(encoded)[None]
 
 

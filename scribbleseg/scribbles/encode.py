@@ -6,16 +6,21 @@ network's size. Discs follow RITM (arXiv 2102.06583).
 """
 
 import math
+from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
+from skimage.graph import MCP_Geometric
 
 from scribbleseg.config import Encoding
 
 BACKGROUND = 0
 OBJECT = 1
 UNLABELLED = 255
+
+# A step of one pixel across the sharpest edge is as long as this many on even ground.
+EDGE_LENGTH = 200.0
 
 
 def survive_radius(scale: float) -> int:
@@ -62,25 +67,33 @@ def dilate(scribbles: UInt8[np.ndarray, "h w"], radius: int) -> UInt8[np.ndarray
 
 
 def encode(
-    scribbles: UInt8[np.ndarray, "h w"], encoding: Encoding, radius: int
+    image: UInt8[np.ndarray, "h w 3"],
+    scribbles: UInt8[np.ndarray, "h w"],
+    encoding: Encoding,
+    radius: int,
 ) -> UInt8[np.ndarray, "2 h w"]:
     """Turn strokes into two channels: object strokes, then background strokes.
 
     Args:
-        scribbles: 0 background, 1 object, 255 unlabelled, at the network's size.
+        image: RGB, at the network's size; only `geodesic` looks at it.
+        scribbles: 0 background, 1 object, 255 unlabelled, of the image's size.
         encoding: `raw`: 255 on the stroke's own pixels; `disc`: 255 within `radius` of them;
-            `distance`: 255 on the stroke, falling linearly to 0 at `radius`.
+            `distance`: 255 on the stroke, falling linearly to 0 at `radius`; `geodesic`: the same
+            with distances along the shortest path in the image, on which edges are long.
         radius: in network pixels (1 or more); `raw` ignores it.
 
     Returns:
         Channel 0 object, channel 1 background; 255 = on a stroke, 0 = far from it.
     """
     kinds = (scribbles == OBJECT, scribbles == BACKGROUND)
+    if encoding == "geodesic":
+        costs = _step_costs(image)
+        return np.stack([_ramp(_geodesic_to(stroke, costs), radius) for stroke in kinds])
     return np.stack([_encode_one(stroke, encoding, radius) for stroke in kinds])
 
 
 def _encode_one(
-    stroke: Bool[np.ndarray, "h w"], encoding: Encoding, radius: int
+    stroke: Bool[np.ndarray, "h w"], encoding: Literal["raw", "disc", "distance"], radius: int
 ) -> UInt8[np.ndarray, "h w"]:
     """Encode the strokes of one kind."""
     if encoding == "raw" or not stroke.any():
@@ -91,13 +104,42 @@ def _encode_one(
             # Distances are square roots of integers in float32; the slack absorbs their rounding.
             return (distance <= radius + 1e-3).view(np.uint8) * np.uint8(255)
         case "distance":
-            return np.rint(255 * np.clip(1 - distance / radius, 0, 1)).astype(np.uint8)
+            return _ramp(distance, radius)
+
+
+def _ramp(distance: Float[np.ndarray, "h w"], radius: int) -> UInt8[np.ndarray, "h w"]:
+    """Return 255 at distance 0, falling linearly to 0 at `radius`."""
+    return np.rint(255 * np.clip(1 - distance / radius, 0, 1)).astype(np.uint8)
 
 
 def _distance_to(stroke: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
     """Return the exact Euclidean distance of every pixel to the nearest stroke pixel."""
     elsewhere = (~stroke).view(np.uint8)
     return cv2.distanceTransform(elsewhere, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+
+
+def _step_costs(image: UInt8[np.ndarray, "h w 3"]) -> Float64[np.ndarray, "h w"]:
+    """Return the length of a step at each pixel: 1 on even ground, more where colours change.
+
+    The change is that of the strongest colour channel over two pixels, as a share of its range.
+    """
+    kernel = np.ones((3, 3), np.uint8)
+    change = cv2.morphologyEx(image, cv2.MORPH_GRADIENT, kernel).max(axis=2)
+    return 1 + EDGE_LENGTH * change.astype(np.float64) / 255
+
+
+def _geodesic_to(
+    stroke: Bool[np.ndarray, "h w"], costs: Float64[np.ndarray, "h w"]
+) -> Float64[np.ndarray, "h w"]:
+    """Return the length of the shortest path from every pixel to the nearest stroke pixel.
+
+    Paths go to the eight neighbours; a step costs the mean of its two pixels' costs times its
+    length (Dijkstra's exact search; Toivanen 1996, doi 10.1016/0167-8655(96)00010-4, sweeps).
+    """
+    if not stroke.any():
+        return np.full(stroke.shape, np.inf)
+    lengths, _ = MCP_Geometric(costs).find_costs(np.argwhere(stroke))
+    return lengths
 
 
 def _disc(radius: int) -> UInt8[np.ndarray, "d d"]:

@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 import pytest
+from scipy.sparse import lil_array
+from scipy.sparse.csgraph import dijkstra
 
 from scribbleseg.scribbles.encode import (
     BACKGROUND,
@@ -19,6 +21,12 @@ def sparse_strokes(seed: int, height: int = 19, width: int = 23) -> np.ndarray:
     generator = np.random.default_rng(seed)
     values = np.array([BACKGROUND, OBJECT, UNLABELLED], np.uint8)
     return generator.choice(values, (height, width), p=(0.03, 0.03, 0.94))
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """Return a picture of random colours in blocks of four pixels."""
+    blocks = np.random.default_rng(5).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3))
+    return blocks.repeat(4, axis=0).repeat(4, axis=1)[:height, :width].astype(np.uint8)
 
 
 def distance_to(scribbles: np.ndarray, label: int) -> np.ndarray:
@@ -64,21 +72,46 @@ def test_encode_matches_a_search_over_all_pixels(seed: int, radius: int) -> None
             "distance": 255 * np.clip(1 - distance / radius, 0, 1),
         }
         for encoding, values in expected.items():
-            encoded = encode(scribbles, encoding, radius)
+            encoded = encode(picture(*scribbles.shape), scribbles, encoding, radius)
             assert encoded.dtype == np.uint8
             assert encoded.shape == (2, *scribbles.shape)
             # A ramp that ends on one half is rounded either way.
             np.testing.assert_allclose(encoded[channel], values, atol=0.5 + 1e-3)
 
 
-@pytest.mark.parametrize("encoding", ["raw", "disc", "distance"])
+@pytest.mark.parametrize("radius", [60, 255])
+def test_geodesic_matches_a_search_in_a_graph_of_all_pixels(radius: int) -> None:
+    scribbles = sparse_strokes(1)
+    height, width = scribbles.shape
+    image = picture(height, width).astype(int)
+    cost = np.empty((height, width))
+    for y, x in np.ndindex(height, width):
+        window = image[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        change = (window.max(axis=(0, 1)) - window.min(axis=(0, 1))).max()
+        cost[y, x] = 1 + 200 * change / 255
+    graph = lil_array((height * width, height * width))
+    for y, x in np.ndindex(height, width):
+        for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+            if y + dy < height and 0 <= x + dx < width:
+                mean = (cost[y, x] + cost[y + dy, x + dx]) / 2
+                graph[y * width + x, (y + dy) * width + x + dx] = mean * np.hypot(dy, dx)
+    encoded = encode(image.astype(np.uint8), scribbles, "geodesic", radius)
+    for channel, label in enumerate((OBJECT, BACKGROUND)):
+        starts = np.flatnonzero(scribbles == label)
+        lengths = dijkstra(graph.tocsr(), directed=False, indices=starts, min_only=True)
+        expected = 255 * np.clip(1 - lengths.reshape(height, width) / radius, 0, 1)
+        np.testing.assert_allclose(encoded[channel], expected, atol=0.5 + 1e-3)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "disc", "distance", "geodesic"])
 def test_without_strokes_both_channels_are_empty(encoding: str) -> None:
-    assert not encode(np.full((40, 50), UNLABELLED, np.uint8), encoding, 255).any()
+    strokes = np.full((40, 50), UNLABELLED, np.uint8)
+    assert not encode(picture(40, 50), strokes, encoding, 255).any()
 
 
-@pytest.mark.parametrize("encoding", ["raw", "disc", "distance"])
+@pytest.mark.parametrize("encoding", ["raw", "disc", "distance", "geodesic"])
 def test_a_mask_full_of_one_label_fills_its_channel(encoding: str) -> None:
-    encoded = encode(np.ones((5, 6), np.uint8), encoding, 3)
+    encoded = encode(picture(5, 6), np.ones((5, 6), np.uint8), encoding, 3)
     assert (encoded[0] == 255).all()
     assert not encoded[1].any()
 
