@@ -99,6 +99,41 @@ def simulate(
     return strokes
 
 
+def correct(
+    prediction: UInt8[np.ndarray, "h w"],
+    mask: UInt8[np.ndarray, "h w"],
+    strokes: UInt8[np.ndarray, "h w"],
+    generator: np.random.Generator,
+    *,
+    width: float = 3.0,
+) -> UInt8[np.ndarray, "h w"]:
+    """Return the strokes with one more, where a user would draw it: in the largest error.
+
+    As in the evaluation of ScribblePrompt (arXiv 2312.07381), the errors are those of both kinds,
+    in connected parts; the stroke is a curve inside the largest part, with the true label.
+
+    Args:
+        prediction: 0 background, 1 object.
+        mask: 0 background, 1 object, 255 ignore.
+        strokes: What was drawn before: 0 background, 1 object, 255 unlabelled.
+        generator: Every draw comes from it.
+        width: OpenCV's line thickness, see `simulate`.
+
+    Returns:
+        The strokes, coded alike; the same ones where nothing is wrong.
+    """
+    wrong = (prediction != mask) & (mask != UNLABELLED)
+    regions = [_largest(wrong & (mask == label)) for label in (BACKGROUND, OBJECT)]
+    label = int(regions[OBJECT].sum() > regions[BACKGROUND].sum())
+    region, strokes = regions[label], strokes.copy()
+    path = next(_class_paths(region, OBJECT, "curve", 1, generator), None)
+    if path is not None:
+        canvas = np.zeros(mask.shape, np.uint8)
+        _draw(canvas, path, 1, width)
+        strokes[(canvas == 1) & region] = label
+    return strokes
+
+
 def _class_paths(
     region: Bool[np.ndarray, "h w"],
     label: int,

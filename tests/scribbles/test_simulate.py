@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from scribbleseg.datasets.scenes import list_scenes, read_mask, read_scribbles
-from scribbleseg.scribbles.simulate import simulate
+from scribbleseg.scribbles.simulate import correct, simulate
 
 STYLES = ("curve", "skeleton", "line", "mixed")
 
@@ -245,3 +245,38 @@ def test_strokes_match_the_benchmark(benchmark: Path) -> None:
                 # The parts of the mask are the same for both, so the numbers of strokes compare.
                 totals[label] += (strokes == label).mean(), num_strokes(strokes, label)
     np.testing.assert_allclose(simulated / real, 1, atol=0.2)
+
+
+def test_a_correction_lies_in_the_largest_error_and_says_what_is_true() -> None:
+    mask = np.zeros((120, 160), np.uint8)
+    mask[20:90, 20:90] = 1
+    mask[:, 150:] = 255
+    strokes = np.full(mask.shape, 255, np.uint8)
+    strokes[5, 5:20] = 0
+    before = strokes.copy()
+    # Missed: a strip of 70 x 20 of the object; false: 30 x 30 of the background; and what is
+    # ignored, which is the largest.
+    prediction = mask.copy()
+    prediction[20:90, 20:40] = 0
+    prediction[90:120, 110:140] = 1
+    corrected = correct(prediction, mask, strokes, np.random.default_rng(0))
+    drawn = corrected != strokes
+    assert drawn.sum() >= 20
+    assert (corrected[drawn] == 1).all()
+    assert drawn[20:90, 20:40].sum() == drawn.sum()
+    np.testing.assert_array_equal(strokes, before)
+    # The next largest is the false one.
+    prediction[20:90, 20:40] = 1
+    again = correct(prediction, mask, corrected, np.random.default_rng(0))
+    drawn = again != corrected
+    assert (again[drawn] == 0).all() and drawn[90:120, 110:140].sum() == drawn.sum() > 0
+    np.testing.assert_array_equal(correct(mask % 255, mask, again, np.random.default_rng(0)), again)
+
+
+def test_an_error_of_one_pixel_is_corrected_too() -> None:
+    mask = np.zeros((30, 40), np.uint8)
+    prediction = mask.copy()
+    prediction[3, 39] = 1
+    strokes = np.full(mask.shape, 255, np.uint8)
+    corrected = correct(prediction, mask, strokes, np.random.default_rng(0))
+    assert corrected[3, 39] == 0 and (corrected != 255).sum() == 1
