@@ -135,6 +135,9 @@ class Predict:
     """
     honour_strokes: bool = True
     """Pixels under a stroke take the stroke's label."""
+    sure: float = 0.5
+    """Pixels whose label is less probable become 255, ignore, for training on such masks [0.5, 1).
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +347,7 @@ def predict(command: Predict) -> None:
         command.out,
         probabilities=command.probabilities,
         honour_strokes=command.honour_strokes,
+        sure=command.sure,
     )
     num_images = sum(1 for _ in command.images.iterdir())
     done = sum(1 for _ in bar(written, total=num_images))

@@ -4,10 +4,12 @@ The network sees the image at `data.long_side`; its logits, not its mask, are re
 own size, so that the outline is as smooth as the logits are.
 """
 
+import math
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from scribbleseg.checkpoint import read_model, transfer, write_bytes
-from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig
+from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig, require
 from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
@@ -161,12 +163,15 @@ def to_mask(
     scribbles: UInt8[np.ndarray, "h w"],
     *,
     honour_strokes: bool,
+    sure: float = 0.5,
 ) -> UInt8[np.ndarray, "h w"]:
     """Return 1 where the object is more likely than not, else 0.
 
-    With `honour_strokes`, pixels under a stroke take its label: the user has the last word.
+    With `honour_strokes`, pixels under a stroke take its label: the user has the last word. Other
+    pixels whose label has a probability below `sure` [0.5, 1) become 255, ignore.
     """
-    mask = (logits > 0).to(torch.uint8).cpu().numpy()
+    labels = (logits > 0).to(torch.uint8)
+    mask = labels.masked_fill(logits.abs() < math.log(sure / (1 - sure)), UNLABELLED).cpu().numpy()
     return np.where(scribbles == UNLABELLED, mask, scribbles) if honour_strokes else mask
 
 
@@ -317,7 +322,7 @@ class Answer:
     """What a network makes of one scene, as PNG files."""
 
     mask: bytes
-    """Indexed, 0 background and 1 object."""
+    """Indexed, 0 background and 1 object; 255 where that is not sure enough."""
     probabilities: bytes | None
     """8-bit grey, 255 x the probability of "object" before strokes are honoured; None: not asked
     for.
@@ -325,7 +330,12 @@ class Answer:
 
 
 def answer(
-    predictor: Predictor, scene: Scene, *, probabilities: bool, honour_strokes: bool
+    predictor: Predictor,
+    scene: Scene,
+    *,
+    probabilities: bool,
+    honour_strokes: bool,
+    sure: float = 0.5,
 ) -> Answer:
     """Predict one scene; folders, clusters and services all give out what this returns.
 
@@ -334,9 +344,10 @@ def answer(
         scene: A photograph and its strokes.
         probabilities: Encode them too.
         honour_strokes: Pixels under a stroke take the stroke's label.
+        sure: Pixels whose label is less probable become 255, ignore [0.5, 1).
     """
     logits = predictor.logits(scene.image, scene.scribbles)
-    mask = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes)
+    mask = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes, sure=sure)
     return Answer(
         mask=encode_png(mask, palette=True),
         probabilities=encode_png(to_grey(logits)) if probabilities else None,
@@ -368,6 +379,7 @@ def predict_folder(
     *,
     probabilities: bool = False,
     honour_strokes: bool = True,
+    sure: float = 0.5,
 ) -> Iterator[MaskWritten]:
     """Predict every image of a folder; iterate over the result to make it happen.
 
@@ -382,11 +394,13 @@ def predict_folder(
         probabilities: Also write `out`/probabilities/STEM.png: 8-bit grey, 255 x the probability of
             "object" before strokes are honoured.
         honour_strokes: Pixels under a stroke take the stroke's label.
+        sure: Pixels whose label is less probable become 255, ignore [0.5, 1).
 
     Raises:
         InputError: A folder is missing or empty, stems do not match, a file breaks the data
-            contract, or `out` is one of the folders that are read.
+            contract, `out` is one of the folders that are read, or `sure` is out of range.
     """
+    require(0.5 <= sure < 1, "sure", sure, "a probability of 0.5 or more, below 1")
     scenes = _pair(images, scribbles)
     written = {out.resolve(), (out / "probabilities").resolve()}
     if written & {images.resolve(), scribbles.resolve()}:
@@ -395,7 +409,14 @@ def predict_folder(
         raise InputError(f"{out}: found a file, expected a folder for the masks")
     for scene in scenes:
         read_scene(scene)
-    return _write_masks(predictor, scenes, out, probabilities, honour_strokes)
+    told = partial(
+        answer,
+        predictor,
+        probabilities=probabilities,
+        honour_strokes=honour_strokes,
+        sure=sure,
+    )
+    return _write_masks(told, scenes, out)
 
 
 def _pair(images: Path, scribbles: Path) -> list[ScenePaths]:
@@ -421,24 +442,14 @@ def _pair(images: Path, scribbles: Path) -> list[ScenePaths]:
 
 
 def _write_masks(
-    predictor: Predictor,
-    scenes: list[ScenePaths],
-    out: Path,
-    probabilities: bool,
-    honour_strokes: bool,
+    told: Callable[[Scene], Answer], scenes: list[ScenePaths], out: Path
 ) -> Iterator[MaskWritten]:
     """Write one mask after the other; see `predict_folder`."""
     out.mkdir(parents=True, exist_ok=True)
-    if probabilities:
-        (out / "probabilities").mkdir(exist_ok=True)
     for done, paths in enumerate(scenes, start=1):
-        made = answer(
-            predictor,
-            read_scene(paths),
-            probabilities=probabilities,
-            honour_strokes=honour_strokes,
-        )
+        made = told(read_scene(paths))
         if made.probabilities is not None:
+            (out / "probabilities").mkdir(exist_ok=True)
             write_bytes(out / "probabilities" / f"{paths.stem}.png", made.probabilities)
         write_bytes(out / f"{paths.stem}.png", made.mask)
         yield MaskWritten(stem=paths.stem, done=done, total=len(scenes))

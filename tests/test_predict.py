@@ -161,6 +161,14 @@ def test_strokes_have_the_last_word():
     assert to_mask(logits, strokes, honour_strokes=False).tolist() == [[1, 0, 1, 0]]
 
 
+def test_what_is_not_sure_enough_is_left_out_of_a_mask_to_train_on():
+    strokes = np.array([[0, 255, 255, 255, 255]], np.uint8)
+    # Probabilities of the likelier label: 0.62, 0.62, 0.62, 0.95, 0.95.
+    logits = torch.tensor([[0.5, 0.5, -0.5, 3.0, -3.0]])
+    found = to_mask(logits, strokes, honour_strokes=True, sure=0.9)
+    assert found.tolist() == [[0, 255, 255, 1, 0]]
+
+
 @pytest.fixture
 def predictor() -> Predictor:
     config = FinetuneConfig(data=DataConfig(long_side=64))
@@ -235,6 +243,14 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
             folder.mkdir(exist_ok=True)
             Image.fromarray(pixels).save(folder / f"photo {number}.png")
     return images, scribbles, out
+
+
+def test_a_folders_masks_can_leave_out_what_is_not_sure(predictor: Predictor, folders):
+    images, scribbles, out = folders
+    assert len(list(predict_folder(predictor, images, scribbles, out, sure=0.999))) == 2
+    assert (np.array(Image.open(out / "photo 0.png")) == 255).mean() > 0.5
+    with pytest.raises(InputError, match=r"sure is 1.0; expected a probability of 0.5 or more"):
+        predict_folder(predictor, images, scribbles, out, sure=1.0)
 
 
 def test_folder_gets_one_mask_per_image(predictor: Predictor, folders):
