@@ -86,10 +86,25 @@ def best() -> FinetuneConfig:
     )
 
 
+def scratch() -> FinetuneConfig:
+    """Nothing but the benchmark's own images and masks: `released:scratch`.
+
+    What `best` does to strokes and scenes, for a UNet that begins with random weights.
+    """
+    base = best()
+    return replace(
+        base,
+        model=ModelConfig(matching=True),
+        optim=OptimConfig(learning_rate=2e-3, ema_decay=0.998),
+        train=replace(base.train, epochs=150, validate_every=10),
+    )
+
+
 RECIPES: dict[str, Callable[[], FinetuneConfig]] = {
     "demo": demo,
     "cpu": cpu,
     "best": best,
+    "scratch": scratch,
     "report": report,
     "gpu": gpu,
 }

@@ -46,7 +46,7 @@ def test_a_yaml_file_stands_for_a_recipe(tmp_path, capsys):
     ("arguments", "words"),
     [
         ([], "RECIPE is missing"),
-        (["cup"], "'cup' is unknown; expected demo, cpu, best, report, gpu"),
+        (["cup"], "'cup' is unknown; expected demo, cpu, best, scratch, report, gpu"),
         (["cpu"], "data.root is not set"),
         (["cpu", "--data.root", "/nowhere"], "/nowhere"),
         (["cpu", "--modle.width", "8"], "--modle.width"),

@@ -48,7 +48,7 @@ def make_rows(generator, count):
 
 
 def test_recipes_of_finetuning_and_pretraining_come_in_pairs():
-    assert JOBS.keys() == PRETRAIN_RECIPES.keys() == RECIPES.keys() - {"best"}
+    assert JOBS.keys() == PRETRAIN_RECIPES.keys() == RECIPES.keys() - {"best", "scratch"}
     assert JOBS["report"]().finetune == RECIPES["report"]()
     assert JOBS["report"]().pretrain == PRETRAIN_RECIPES["report"]()
 
