@@ -27,12 +27,12 @@ SECONDS_BETWEEN_LOOKS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaunchConfig:
-    """Where and on how much hardware a job runs; it never changes what the job computes."""
+class ClusterConfig:
+    """On how much hardware a job runs; it never changes what the job computes."""
 
     num_workers: int = 1
-    """Training processes; each is one rank of DDP (1 or more). A single one without a cluster is
-    this process, in Ray Train's local mode.
+    """Worker processes (1 or more); in training, each is one rank of DDP. A single one without a
+    cluster is this process.
     """
     min_workers: int | None = None
     """With how few of them a job starts, and goes on when nodes are lost, until there is room for
@@ -42,14 +42,12 @@ class LaunchConfig:
     """GPUs of each worker; None: one where the cluster has any, else none."""
     cpus_per_worker: int | None = None
     """CPU cores of each worker, loader processes included; None: as many as fit."""
-    storage: Annotated[str, tyro.conf.arg(aliases=["--storage"])] = "runs"
-    """Folder or URI (s3://, gs://) under which the run's folder is written."""
     address: str | None = None
     """Address of a running Ray cluster; None: $RAY_ADDRESS, else Ray is started on this machine."""
     wait_minutes: float = 15.0
     """Minutes to wait for a cluster to grow until it has room (0 or more)."""
     max_failures: int = 3
-    """How often lost workers are restarted from the last checkpoint before the job fails."""
+    """How often work that was lost with its worker is tried again before it counts as failed."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -87,11 +85,19 @@ class LaunchConfig:
 
     @property
     def is_alone(self) -> bool:
-        """Whether training runs in this process: there is nothing for Ray's own ones to do.
+        """Whether the work is done in this process: there is nothing for Ray's own ones to do.
 
         On 2 cores those take a tenth of the time of training, and half a minute to start.
         """
         return self.is_local and self.num_workers == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig(ClusterConfig):
+    """Where and on how much hardware a training job runs."""
+
+    storage: Annotated[str, tyro.conf.arg(aliases=["--storage"])] = "runs"
+    """Folder or URI (s3://, gs://) under which the run's folder is written."""
 
 
 # Environment variables that Ray reads when it starts; the user's own are never overwritten.
@@ -139,7 +145,7 @@ def absolute(location: str) -> str:
     return str(Path(location).expanduser().resolve())
 
 
-def start_ray(launch: LaunchConfig) -> None:
+def start_ray(launch: ClusterConfig) -> None:
     """Connect to the cluster, or start Ray on this machine; the settings are those of ray.md."""
     import ray
 
@@ -178,7 +184,7 @@ def living_nodes() -> list[tuple[int, int]]:
 
 
 def plan_resources(
-    launch: LaunchConfig, nodes: Sequence[tuple[int, int]], *, can_grow: bool
+    launch: ClusterConfig, nodes: Sequence[tuple[int, int]], *, can_grow: bool
 ) -> Resources:
     """Return what each worker gets, as much CPU as fits.
 
@@ -219,7 +225,7 @@ def num_places(nodes: Sequence[tuple[int, int]], worker: Resources) -> int:
     )
 
 
-def wait_for_room(launch: LaunchConfig, resources: Resources) -> None:
+def wait_for_room(launch: ClusterConfig, resources: Resources) -> None:
     """Ask the cluster to grow until the workers fit, and wait for it.
 
     Nobody can ask a cluster whether it will ever grow, so the waiting has an end.

@@ -1,0 +1,194 @@
+"""Masks in bulk: what `scribbleseg predict` writes, to the last bit; nothing is done twice."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pyarrow.fs
+import pytest
+import torch
+from PIL import Image
+
+from scribbleseg.checkpoint import write_manifest, write_model
+from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig
+from scribbleseg.errors import InputError
+from scribbleseg.models import build_model
+from scribbleseg.predict import load, predict_folder
+from tests.conftest import write_scenes
+from tests.train.test_finetune import ROOT, wait_for
+from train.predict import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network that has learnt nothing."""
+    config = FinetuneConfig(data=DataConfig(long_side=64), model=ModelConfig(width=8, depth=3))
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_model(folder, config=config, weights=build_model(config.model).state_dict(), metrics={})
+    write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def split(tiny_data: Path, tmp_path: Path) -> Path:
+    """A copy of 14 samples, to be spoilt."""
+    return Path(shutil.copytree(tiny_data / "train", tmp_path / "split"))
+
+
+def arguments(checkpoint, split, out, *more):
+    return [
+        f"--checkpoint={checkpoint}", f"--images={split}/images",
+        f"--scribbles={split}/scribbles", f"--out={out}", *more,
+    ]  # fmt: skip
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """The PNG files below a folder, by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def failed(out: Path) -> dict[str, str]:
+    """The reasons of failed.csv, by file."""
+    with (out / "failed.csv").open() as file:
+        return {row["file"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def plain(checkpoint, split, out) -> dict[str, bytes]:
+    """What the plain loop writes."""
+    predictor = load(checkpoint, device="cpu")
+    list(predict_folder(predictor, split / "images", split / "scribbles", out, probabilities=True))
+    return written(out)
+
+
+def test_masks_made_here_are_the_plain_loops_and_are_not_made_twice(
+    checkpoint, split, tmp_path, capsys
+):
+    expected = plain(checkpoint, split, tmp_path / "plain")
+    out = tmp_path / "out"
+    main(arguments(checkpoint, split, out, "--probabilities"))
+    assert written(out) == expected and len(expected) == 28
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    missing = sorted(times)[:3]
+    for path in missing:
+        path.unlink()
+    missing[0].touch()  # What a full disk leaves: it does not count as a mask.
+    main(arguments(checkpoint, split, out, "--probabilities"))
+    assert "14 photograph(s), 11 with a mask already" in capsys.readouterr().out
+    assert written(out) == expected
+    again = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert {path.name for path in again} == {path.name for path in missing}
+
+
+def test_ray_makes_the_same_masks_on_an_object_store(checkpoint, split, object_store, tmp_path):
+    """Two workers, from and to S3, with a broken file among the others."""
+    expected = plain(checkpoint, split, tmp_path / "plain")
+    victim = next((split / "images").iterdir())
+    victim.write_bytes(victim.read_bytes()[:200])
+    uri = f"{object_store}/{tmp_path.name}"
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    pyarrow.fs.copy_files(str(split), f"{path}/split", destination_filesystem=filesystem)
+    done = run(checkpoint, f"{uri}/split", f"{uri}/out", "--probabilities")
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "1 of 14 photograph(s) got no mask" in done.stderr
+    pyarrow.fs.copy_files(f"{path}/out", str(tmp_path / "out"), source_filesystem=filesystem)
+    del expected[f"{victim.stem}.png"], expected[f"probabilities/{victim.stem}.png"]
+    assert written(tmp_path / "out") == expected
+    ((file, why),) = failed(tmp_path / "out").items()
+    assert file == f"{uri}/split/images/{victim.name}" and "truncated" in why
+
+
+def run(checkpoint, split, out, *more):
+    command = arguments(checkpoint, split, out, "--launch.num-workers=2", *more)
+    return subprocess.run(
+        [sys.executable, "-m", "train.predict", *command], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_bad_files_are_listed_and_the_rest_is_done(checkpoint, split, tmp_path):
+    images, scribbles = (sorted((split / kind).iterdir()) for kind in ("images", "scribbles"))
+    images[0].unlink()
+    scribbles[1].unlink()
+    images[2].write_bytes(b"no picture")
+    Image.new("L", (5, 5)).save(scribbles[3])
+    Image.new("RGB", (60, 80)).save(images[4].with_suffix(".jpg"))
+    Image.new("RGB", (200, 100)).save(images[5])
+    out = tmp_path / "out"
+    command = arguments(checkpoint, split, out, "--max-megapixels=0.01")
+    with pytest.raises(InputError, match="6 of 15 photograph.*failed.csv"):
+        main(command)
+    rows = {Path(file): why for file, why in failed(out).items()}
+    assert rows.keys() == {scribbles[0], images[1], images[2], scribbles[3], images[4], images[5]}
+    assert "no file of that stem" in rows[images[1]] and "not such a picture" in rows[images[2]]
+    assert "5x5" in rows[scribbles[3]] and "megapixels" in rows[images[5]]
+    assert len(written(out)) == 9
+    for path in (*images[1:6], *scribbles[:1], *scribbles[2:6], images[4].with_suffix(".jpg")):
+        path.unlink(missing_ok=True)
+    main(command)
+    assert not (out / "failed.csv").exists()
+
+
+def test_what_would_mix_or_replace_is_refused_before_anything_is_written(
+    checkpoint, split, tmp_path
+):
+    for out in (split / "images", f"{split}/images/../scribbles"):
+        with pytest.raises(InputError, match="another --out"):
+            main(arguments(checkpoint, split, out))
+    with pytest.raises(InputError, match="nowhere/images"):
+        main(arguments(checkpoint, tmp_path / "nowhere", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    main(arguments(checkpoint, split, tmp_path / "out"))
+    with pytest.raises(InputError, match=r"made otherwise \(predict differ"):
+        main(arguments(checkpoint, split, tmp_path / "out", "--flip=True"))
+    (tmp_path / "out" / "predict.json").unlink()
+    with pytest.raises(InputError, match="holds 14 mask"):
+        main(arguments(checkpoint, split, tmp_path / "out"))
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_repeats_nothing(checkpoint, tmp_path):
+    write_scenes(tmp_path, "many", 400)
+    split, out = tmp_path / "many", tmp_path / "out"
+    expected = plain(checkpoint, split, tmp_path / "plain")
+    command = arguments(checkpoint, split, out, "--launch.num-workers=2", "--probabilities")
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "train.predict", *command],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(lambda: len(list(out.glob("*.png"))) > 50, driver)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: not any(process.is_running() for process in family), None)
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert 50 < len(times) < 400
+    done = run(checkpoint, split, out, "--probabilities")
+    assert done.returncode == 0, done.stderr
+    assert f"{len(times)} with a mask already" in done.stdout
+    assert written(out) == expected
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_what_it_wrote_is_kept(checkpoint, tmp_path):
+    write_scenes(tmp_path, "many", 400)
+    split, out = tmp_path / "many", tmp_path / "out"
+    expected = plain(checkpoint, split, tmp_path / "plain")
+    command = arguments(checkpoint, split, out, "--launch.num-workers=2", "--probabilities")
+    driver = subprocess.Popen([sys.executable, "-m", "train.predict", *command], cwd=ROOT)
+    wait_for(lambda: len(list(out.glob("*.png"))) > 50, driver)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    workers = [process for process in family if "MapWorker" in " ".join(process.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    assert driver.wait(timeout=240) == 0
+    assert written(out) == expected

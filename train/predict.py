@@ -1,0 +1,355 @@
+"""`python -m train.predict`: masks for millions of photographs, on Ray Data.
+
+The names are listed once, and dealt out in small tables; pictures are read, predicted and written
+by the workers, one at a time, so that neither the driver nor Ray's object store ever holds any. A
+mask that is there is not made again: the same command goes on after any loss.
+"""
+
+import csv
+import hashlib
+import io
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import torch
+from pyarrow.fs import FileSelector, FileType
+from tqdm import tqdm
+
+from scribbleseg.cli import exit_status, say
+from scribbleseg.config import parse_arguments, require, to_dict
+from scribbleseg.datasets.files import IMAGE_SUFFIXES, reason
+from scribbleseg.datasets.scenes import LABEL_SUFFIXES
+from scribbleseg.errors import InputError
+from scribbleseg.predict import Predictor, load
+from scribbleseg.runs import RunFolder, open_storage
+from train.launch import (
+    ClusterConfig,
+    Resources,
+    absolute,
+    living_nodes,
+    plan_resources,
+    start_ray,
+    this_machine,
+    wait_for_room,
+)
+from train.masks import Drawn, Failure, Folders, MaskActor, MaskMaker, Wishes, is_whole
+
+PROG = "python -m train.predict"
+RECORD, FAILED = "predict.json", "failed.csv"
+# A worker reports after so many photographs; a GPU would wait for its driver if it were few.
+PER_TABLE_CPU, PER_TABLE_GPU = 8, 64
+SECONDS_BETWEEN_LINES = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictJob:
+    """Turn photographs and strokes into masks on a cluster; the same command goes on."""
+
+    checkpoint: str
+    """Checkpoint, run or sweep folder or URI, or released:NAME."""
+    images: str
+    """Folder or URI of photographs, STEM.jpg or STEM.png."""
+    scribbles: str
+    """Folder or URI of strokes, STEM.png: 0 background, 1 object, 255 unlabelled."""
+    out: str
+    """Folder or URI for the masks, STEM.png: 0 background, 1 object. Masks that are there are not
+    made again; failed.csv lists the files that cannot be used.
+    """
+    probabilities: bool = False
+    """Also write OUT/probabilities/STEM.png: 255 x the probability of object."""
+    flip: bool | None = None
+    """Average with the mirrored image: a little better, twice the time; None: as the checkpoint's
+    own settings say.
+    """
+    edges: bool | None = None
+    """Follow the image's own edges, finer than the network's grid; None: as the checkpoint's own
+    settings say.
+    """
+    honour_strokes: bool = True
+    """Pixels under a stroke take the stroke's label."""
+    max_megapixels: float = 100.0
+    """Larger photographs are listed as failed and not read: a worker has memory for one such."""
+    launch: ClusterConfig = field(default_factory=ClusterConfig)
+    """Hardware."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "more than 0")
+
+    @property
+    def folders(self) -> Folders:
+        """What is read and written, as workers find it."""
+        images, scribbles, out = map(absolute, (self.images, self.scribbles, self.out))
+        return Folders(images=images, scribbles=scribbles, out=out)
+
+    @property
+    def wishes(self) -> Wishes:
+        """How masks are made."""
+        return Wishes(
+            probabilities=self.probabilities,
+            honour_strokes=self.honour_strokes,
+            max_pixels=round(1e6 * self.max_megapixels),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be done, by file names alone."""
+
+    drawn: list[Drawn]
+    """Photographs without a mask, sorted."""
+    failures: list[Failure]
+    """Files that have no partner, or one too many."""
+    num_done: int
+    """Photographs whose masks are there."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    job: PredictJob = parse_arguments(PredictJob, arguments, prog=PROG)
+    folders, target = job.folders, job.folders.target
+    if len({folders.images, folders.scribbles, folders.out}) < 3:
+        raise InputError(f"{job.out}: the masks would replace what is read; give another --out")
+    predictor = load(job.checkpoint, device="cpu", flip=job.flip, edges=job.edges)
+    work = list_work(folders, job.probabilities)
+    _require_same_masks(target, _record(predictor, job), work)
+    total = len(work.drawn) + work.num_done + len(work.failures)
+    say(f"{job.images}: {total} photograph(s), {work.num_done} with a mask already")
+    failures = list(work.failures)
+    if work.drawn:
+        outcomes = predict_here(predictor, job, work.drawn)
+        if not job.launch.is_alone:
+            outcomes = predict_on_ray(predictor, job, work.drawn)
+        failures += list(_watch(outcomes, len(work.drawn)))
+    _write_failures(target, failures)
+    say(f"{job.out}: {total - len(failures)} mask(s)")
+    if failures:
+        first = failures[0]
+        raise InputError(
+            f"{len(failures)} of {total} photograph(s) got no mask, listed with the reasons in "
+            f"{job.out}/{FAILED}, such as {first.file}: {first.reason}; mend or remove them, and "
+            "the same command does the rest"
+        )
+
+
+def list_work(folders: Folders, probabilities: bool) -> Work:
+    """List the three folders, and return what is still to be done.
+
+    Raises:
+        InputError: a folder is missing, unreadable, or holds no photograph.
+    """
+    failures: list[Failure] = []
+    images = _by_stem(folders.images, IMAGE_SUFFIXES, failures)
+    scribbles = _by_stem(folders.scribbles, LABEL_SUFFIXES, failures)
+    if not images:
+        raise InputError(f"{folders.images}: found no .jpg or .png file, expected photographs")
+    done = _stems_done(folders.target)
+    if probabilities:
+        done &= _stems_done(folders.target.child("probabilities"))
+    for lacking, folder, file in (
+        (images.keys() - scribbles.keys(), folders.images, images),
+        (scribbles.keys() - images.keys(), folders.scribbles, scribbles),
+    ):
+        other = folders.scribbles if folder == folders.images else folders.images
+        failures += [
+            Failure(f"{folder}/{file[stem]}", f"no file of that stem in {other}")
+            for stem in sorted(lacking)
+        ]
+    both = sorted(images.keys() & scribbles.keys())
+    return Work(
+        drawn=[Drawn(images[stem], scribbles[stem]) for stem in both if stem not in done],
+        failures=failures,
+        num_done=sum(stem in done for stem in both),
+    )
+
+
+def _by_stem(folder: str, suffixes: Sequence[str], failures: list[Failure]) -> dict[str, str]:
+    """Return the files' names by stem; of two with one stem, the second is a failure."""
+    filesystem, path = open_storage(folder)
+    try:
+        infos = filesystem.get_file_info(FileSelector(path))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: {reason(error)[:300]}; expected a folder of {' or '.join(suffixes)} files"
+        ) from None
+    names = sorted(info.base_name for info in infos if info.type == FileType.File)
+    found: dict[str, str] = {}
+    for name in names:
+        stem, dot, suffix = name.rpartition(".")
+        if name.startswith(".") or dot + suffix.lower() not in suffixes:
+            continue
+        if stem in found:
+            failures.append(
+                Failure(f"{folder}/{name}", f"{found[stem]} has the same stem, and is used")
+            )
+            continue
+        found[stem] = name
+    return found
+
+
+def _stems_done(target: RunFolder) -> set[str]:
+    """Return the stems of the PNG files in a folder, which may be missing."""
+    try:
+        infos = target.filesystem.get_file_info(FileSelector(target.path, allow_not_found=True))
+    except OSError as error:
+        raise InputError(
+            f"{target.path}: {reason(error)[:300]}; expected a folder for the masks"
+        ) from None
+    names = (info.base_name for info in infos if is_whole(info))
+    return {name.removesuffix(".png") for name in names if name.endswith(".png")}
+
+
+def predict_here(
+    predictor: Predictor, job: PredictJob, drawn: Sequence[Drawn]
+) -> Iterator[Sequence[Failure | None]]:
+    """Make the masks in this process; see `predict_on_ray`."""
+    cpus, gpus = this_machine()
+    resources = plan_resources(job.launch, [(cpus, gpus)], can_grow=False)
+    maker = _maker(predictor, job, resources)
+    for failure in maker.make(drawn):
+        yield [failure]
+
+
+def predict_on_ray(
+    predictor: Predictor, job: PredictJob, drawn: Sequence[Drawn]
+) -> Iterator[Sequence[Failure | None]]:
+    """Make the masks on Ray; yield the failure, or None, of each photograph, in any order.
+
+    Raises:
+        InputError: the workers can never be placed.
+        OSError: a mask cannot be written.
+    """
+    import ray
+    import ray.data
+
+    # Ray's core warns that what actors are made of could be lost; the driver holds it.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    start_ray(job.launch)
+    # Ray tells of every operator; what a person needs is said here.
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A worker's error is a lost worker's: what it had is listed below, and the rest is done.
+    context.max_errored_blocks = -1
+    launch = job.launch
+    resources = plan_resources(launch, living_nodes(), can_grow=not launch.is_local)
+    wait_for_room(launch, resources)
+    held = ray.put(predictor)
+    most = PER_TABLE_GPU if resources.gpus else PER_TABLE_CPU
+    size = min(most, -(-len(drawn) // launch.num_workers))
+    tables = [
+        pa.Table.from_pylist([row._asdict() for row in drawn[start : start + size]])
+        for start in range(0, len(drawn), size)
+    ]
+    with warnings.catch_warnings():
+        # Ray means to name the number of retries otherwise, and does not say how yet.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        made = ray.data.from_arrow(tables).map_batches(
+            MaskActor,
+            batch_size=size,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(launch.least_workers, len(tables)),
+                max_size=min(launch.num_workers, len(tables)),
+            ),
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus or None,
+            fn_constructor_args=([held], job.folders, job.wishes),
+            fn_constructor_kwargs={"cpus": resources.cpus, "gpus": resources.gpus},
+            max_task_retries=launch.max_failures,
+        )
+    lost = {each.stem: each.image for each in drawn}
+    results: Any = made.iter_batches(batch_size=None, batch_format="pyarrow")
+    for table in results:
+        rows = table.to_pylist()
+        if rows and not rows[0]["stem"]:
+            raise OSError(f"{rows[0]['file']}: {rows[0]['reason']}")
+        for row in rows:
+            del lost[row["stem"]]
+        yield [Failure(row["file"], row["reason"]) if row["file"] else None for row in rows]
+    why = f"lost with its worker, {launch.max_failures + 1} times; too large for its memory?"
+    yield [Failure(f"{job.folders.images}/{image}", why) for image in lost.values()]
+
+
+def _maker(predictor: Predictor, job: PredictJob, resources: Resources) -> MaskMaker:
+    return MaskMaker(predictor, job.folders, job.wishes, cpus=resources.cpus, gpus=resources.gpus)
+
+
+def _watch(outcomes: Iterable[Sequence[Failure | None]], total: int) -> Iterator[Failure]:
+    """Show how far the work is, and yield the failures.
+
+    On a terminal as a bar; elsewhere a line now and then, for whoever reads the log.
+    """
+    began = told = time.monotonic()
+    done = 0
+    bar: Any = tqdm(total=total, unit="image", leave=False, disable=None, smoothing=0.05)
+    with bar:
+        for part in outcomes:
+            done += len(part)
+            bar.update(len(part))
+            yield from (failure for failure in part if failure is not None)
+            now = time.monotonic()
+            # The first line comes early: it tells whether this is a matter of minutes or days.
+            if bar.disable and (now - told > SECONDS_BETWEEN_LINES or told == began):
+                told = now
+                left = (now - began) / done * (total - done)
+                sys.stderr.write(
+                    f"{done} of {total} images, {done / (now - began):.2f} a second, about "
+                    f"{left / 60:.0f} min left\n"
+                )
+
+
+def _record(predictor: Predictor, job: PredictJob) -> dict[str, Any]:
+    """Return what decides about the masks' pixels, but for the photographs themselves."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(predictor.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return {
+        "weights": digest.hexdigest(),
+        "predict": to_dict(predictor.config)["predict"],
+        "honour_strokes": job.honour_strokes,
+    }
+
+
+def _require_same_masks(target: RunFolder, record: dict[str, Any], work: Work) -> None:
+    """Write what the masks of a folder are made by, or raise where others are there."""
+    found = target.read_json(RECORD)
+    remedy = "give another --out, or remove it"
+    if found is None and work.num_done:
+        raise InputError(
+            f"{target.path}: holds {work.num_done} mask(s) and no {RECORD}, so nothing tells what "
+            f"made them; {remedy}"
+        )
+    if found is not None and found != record:
+        differ = ", ".join(key for key in record if found.get(key) != record[key])
+        raise InputError(
+            f"{target.path}: holds masks that were made otherwise ({differ} differ); {remedy}"
+        )
+    if found is None:
+        target.write_json(RECORD, record)
+
+
+def _write_failures(target: RunFolder, failures: Sequence[Failure]) -> None:
+    """Write failed.csv; without failures, remove an older one."""
+    if failures:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([Failure._fields, *failures])
+        target.write_file(FAILED, text.getvalue().encode())
+        return
+    older = f"{target.path}/{FAILED}"
+    if target.filesystem.get_file_info(older).type == FileType.File:
+        target.filesystem.delete_file(older)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))
