@@ -1,4 +1,4 @@
-"""The `scribbleseg` command: data, predict, evaluate, status, pull, report.
+"""The `scribbleseg` command: data, predict, app, evaluate, status, pull, report.
 
 Every command is a dataclass (its fields are the options, their docstrings the help) and a branch of
 `run`. Heavy modules are imported where they are used, so that `--help` answers at once.
@@ -141,6 +141,27 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class App:
+    """Open a page in the browser to draw strokes on photographs, and see the masks follow."""
+
+    checkpoint: str
+    """Checkpoint, run or sweep folder or URI, or released:NAME."""
+    data: Path = Path("drawn")
+    """Folder of the data contract that is drawn into; made if missing."""
+    split: str = "train"
+    """Split that is drawn into."""
+    compare: str | None = None
+    """Another checkpoint, shown side by side on the same strokes."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Beyond loopback, a token is needed: $SCRIBBLESEG_TOKEN, or a new one.
+    """
+    port: int = 0
+    """Port to listen on; 0 takes a free one."""
+    browse: bool = True
+    """Open the page in a browser, where there is a screen."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Score a checkpoint on a split that has masks."""
 
@@ -209,6 +230,7 @@ class Program:
     command: (
         Annotated[Data, subcommand("data")]
         | Annotated[Predict, subcommand("predict")]
+        | Annotated[App, subcommand("app")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Status, subcommand("status")]
         | Annotated[Pull, subcommand("pull")]
@@ -231,6 +253,8 @@ def run_line(arguments: Sequence[str]) -> None:
             run_data(program.command)
         case Predict():
             predict(program.command)
+        case App():
+            app(program.command)
         case Evaluate():
             evaluate(program.command)
         case Status():
@@ -352,6 +376,22 @@ def predict(command: Predict) -> None:
     num_images = sum(1 for _ in command.images.iterdir())
     done = sum(1 for _ in bar(written, total=num_images))
     say(f"{command.out}: {done} mask(s)")
+
+
+def app(command: App) -> None:
+    """`scribbleseg app`."""
+    from scribbleseg.app.serve import serve
+
+    serve(
+        command.checkpoint,
+        command.data,
+        compare=command.compare,
+        split=command.split,
+        host=command.host,
+        port=command.port,
+        browse=command.browse,
+        say=say,
+    )
 
 
 def evaluate(command: Evaluate) -> None:

@@ -28,6 +28,7 @@ FLOORS = [
     ["evaluate", "probe"],
     ["loops"],
     ["report"],
+    ["app"],
     ["cli"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -36,7 +36,7 @@ def test_exit_statuses(error, status, capsys):
 
 @pytest.mark.parametrize(
     "line",
-    ["", "data", "data check", "predict", "evaluate", "status", "pull", "report"],
+    ["", "data", "data check", "predict", "app", "evaluate", "status", "pull", "report"],
 )
 def test_every_command_explains_itself(line, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -54,6 +54,8 @@ def test_every_command_explains_itself(line, capsys):
         ("data convert /nowhere --out /tmp/x", "/nowhere"),
         ("evaluate --checkpoint /nowhere --data /nowhere", "/nowhere"),
         ("predict --checkpoint released:none --images a --scribbles b --out c", "released:none"),
+        ("app --checkpoint released:none --data /tmp/nowhere", "released:none"),
+        ("app --checkpoint released:best --data /dev/null", "/dev/null"),
         ("status /nowhere", "/nowhere"),
         ("pull /nowhere --out /tmp/x", "/nowhere"),
         ("report /nowhere", "/nowhere"),

@@ -1,0 +1,343 @@
+"""The data-contract folder that is drawn into.
+
+    ROOT/SPLIT/images/STEM.jpg|png      the photographs
+    ROOT/SPLIT/scribbles/STEM.png       strokes, from the first one on
+    ROOT/SPLIT/ground_truth/STEM.png    masks that a person accepted
+    ROOT/accepted/...                   links to the samples that have all three, to train on
+
+Names come from a browser, and files may be links: no path outside ROOT is ever read or written.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from scribbleseg.app.refusal import Refusal, not_written
+from scribbleseg.checkpoint import is_plain_name, write_bytes
+from scribbleseg.datasets.files import (
+    IMAGE_SUFFIXES,
+    bits_per_channel,
+    has_alpha,
+    open_picture,
+)
+from scribbleseg.datasets.scenes import (
+    LABEL_SUFFIXES,
+    list_files,
+    read_image,
+    read_mask,
+    read_scribbles,
+    require_same_size,
+    write_png,
+)
+from scribbleseg.errors import InputError
+
+ACCEPTED = "accepted"
+"""The split that samples are linked into once their masks are accepted."""
+MAX_PIXELS = 64_000_000
+"""Of one photograph; with its probabilities it takes about 16 bytes of memory for each."""
+BLANK = "blank"
+"""The revision of strokes that do not exist."""
+
+Kind = Literal["scribbles", "ground_truth"]
+Progress = Literal["untouched", "drawn", "changed", "accepted"]
+
+# EXIF's tag of how a camera was held; 1 is upright.
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """One split of a data folder, read and written for the page."""
+
+    root: Path
+    """Folder that holds the splits."""
+    split: str
+    """The split that is drawn into."""
+
+    def make(self) -> None:
+        """Make the folder of images where there is none.
+
+        Raises:
+            InputError: the names cannot be used, or a folder of loose photographs was given.
+            Refusal: a link leads out of `root`.
+        """
+        if not is_plain_name(self.split):
+            raise InputError(f"--split is {self.split!r}; expected one folder name, such as train")
+        images = self._folder("images")
+        loose = self.root.is_dir() and list_files(self.root, IMAGE_SUFFIXES)
+        if loose and not images.is_dir():
+            raise InputError(
+                f"{self.root}: holds {len(loose)} photograph(s), expected them in {images}; move "
+                "them there, or name another folder and drop them on the page"
+            )
+        try:
+            images.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{images}: cannot be made ({error.strerror}); name another --data"
+            ) from None
+
+    def pictures(self) -> dict[str, Progress]:
+        """Return the stems of all photographs, sorted, and how far each is."""
+        images = list_files(self._folder("images"), IMAGE_SUFFIXES)
+        drawn = self._changed("scribbles")
+        masks = self._changed("ground_truth")
+        found: dict[str, Progress] = {}
+        for stem in filter(is_plain_name, images):
+            if stem in masks:
+                found[stem] = "changed" if drawn.get(stem, 0) > masks[stem] else "accepted"
+            else:
+                found[stem] = "drawn" if stem in drawn else "untouched"
+        return found
+
+    def progress(self, stem: str) -> Progress:
+        """Return how far one photograph is."""
+        drawn, mask = self._path("scribbles", stem), self._path("ground_truth", stem)
+        if mask.is_file():
+            newer = drawn.is_file() and drawn.stat().st_mtime_ns > mask.stat().st_mtime_ns
+            return "changed" if newer else "accepted"
+        return "drawn" if drawn.is_file() else "untouched"
+
+    def image_path(self, stem: str) -> Path:
+        """Return where a photograph lies.
+
+        Raises:
+            Refusal: no plain name, no such photograph, or a link that leads out of `root`.
+        """
+        images = self._folder("images")
+        _require_plain(stem)
+        for suffix in IMAGE_SUFFIXES:
+            for path in (images / f"{stem}{suffix}", images / f"{stem}{suffix.upper()}"):
+                if path.is_file():
+                    return self._inside(path)
+        raise Refusal(HTTPStatus.NOT_FOUND, f"{stem}: no such photograph in {images}")
+
+    def read_image(self, stem: str) -> UInt8[np.ndarray, "h w 3"]:
+        """Decode a photograph.
+
+        Raises:
+            Refusal: it is not there, leads out of `root`, or has more than `MAX_PIXELS`.
+            InputError: it does not keep the data contract.
+        """
+        path = self.image_path(stem)
+        _require_size(path.name, path)
+        return read_image(path)
+
+    def revision(self, stem: str) -> str:
+        """Return what stands for the strokes as they are on disk: a hash of the file, or BLANK."""
+        path = self._path("scribbles", stem)
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else BLANK
+
+    def read_labels(
+        self, kind: Kind, stem: str, image: UInt8[np.ndarray, "h w 3"]
+    ) -> UInt8[np.ndarray, "h w"] | None:
+        """Decode strokes or mask of a photograph; None where there is no file.
+
+        Raises:
+            Refusal: a link that leads out of `root`.
+            InputError: it does not keep the data contract.
+        """
+        path = self._path(kind, stem)
+        if not path.is_file():
+            return None
+        _require_size(path.name, path)
+        labels = read_scribbles(path) if kind == "scribbles" else read_mask(path)
+        require_same_size(path, labels, self.image_path(stem), image)
+        return labels
+
+    def read_strokes_file(self, stem: str) -> bytes | None:
+        """Return the file of strokes as it is; None where there is none."""
+        path = self._path("scribbles", stem)
+        return path.read_bytes() if path.is_file() else None
+
+    def write_strokes_file(self, stem: str, content: bytes | None) -> None:
+        """Write a file that `read_strokes_file` gave, whole or not at all; None removes it."""
+        path = self._path("scribbles", stem)
+        try:
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_bytes(path, content)
+        except OSError as error:
+            raise not_written(error, path) from None
+
+    def write_labels(self, kind: Kind, stem: str, labels: UInt8[np.ndarray, "h w"]) -> None:
+        """Write strokes or a mask, whole or not at all; an older file is replaced.
+
+        Raises:
+            Refusal: it cannot be written; the older file stays.
+        """
+        path = self._path(kind, stem)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_png(path, labels, palette=True)
+        except OSError as error:
+            raise not_written(error, path) from None
+
+    def add(self, name: str, content: bytes) -> str:
+        """Keep a photograph; return its stem. Another one of that name is never replaced.
+
+        The file is kept as it is where it keeps the data contract; a photograph that a camera held
+        sideways, a WebP or a transparent picture is kept as an upright PNG instead.
+
+        Raises:
+            Refusal: no plain name, or it cannot be written.
+            InputError: not a picture, or one that cannot be used.
+        """
+        stem, suffix = os.path.splitext(name)
+        _require_plain(stem)
+        images = self._folder("images")
+        incoming = images / f".{stem[:200]}{suffix[:8]}.incoming"
+        try:
+            write_bytes(incoming, content)
+            try:
+                return self._keep(incoming, name)
+            finally:
+                incoming.unlink(missing_ok=True)
+        except OSError as error:
+            raise not_written(error, images) from None
+
+    def _keep(self, incoming: Path, name: str) -> str:
+        """Move a file that has arrived to its place among the photographs."""
+        _require_size(name, incoming)
+        suffix = _made_fit(incoming, name)
+        stem = os.path.splitext(name)[0]
+        taken = list_files(incoming.parent, IMAGE_SUFFIXES)
+        content = incoming.read_bytes()
+        number, wanted = 1, stem
+        while wanted in taken:
+            if taken[wanted].read_bytes() == content:
+                return wanted
+            number += 1
+            wanted = f"{stem}-{number}"
+        os.replace(incoming, incoming.with_name(f"{wanted}{suffix}"))
+        return wanted
+
+    def collect(self) -> tuple[str, int]:
+        """Bring the samples with accepted masks together; return their split and their number.
+
+        Training wants strokes and a mask for every photograph of a split. Where some lack them, the
+        others are linked into a split of their own, which takes no space.
+
+        Raises:
+            Refusal: it cannot be written.
+        """
+        pictures = self.pictures()
+        done = [stem for stem, progress in pictures.items() if progress in ("accepted", "changed")]
+        done = [stem for stem in done if self._path("scribbles", stem).is_file()]
+        if len(done) == len(pictures):
+            return self.split, len(done)
+        there = Folder(root=self.root, split=ACCEPTED)
+        try:
+            for stem in done:
+                image = self.image_path(stem)
+                _link(image, there._folder("images") / image.name)
+                for kind in ("scribbles", "ground_truth"):
+                    path = self._path(kind, stem)
+                    _link(path, there._folder(kind) / path.name)
+        except OSError as error:
+            raise not_written(error, self.root / ACCEPTED) from None
+        return ACCEPTED, len(done)
+
+    def _changed(self, kind: Kind) -> dict[str, int]:
+        """Return when the files of labels were changed, in ns, by stem."""
+        folder = self._folder(kind)
+        if not folder.is_dir():
+            return {}
+        files = list_files(folder, LABEL_SUFFIXES)
+        return {stem: path.stat().st_mtime_ns for stem, path in files.items()}
+
+    def _path(self, kind: Kind, stem: str) -> Path:
+        """Return where the labels of a photograph lie, or would."""
+        _require_plain(stem)
+        return self._inside(self._folder(kind) / f"{stem}.png")
+
+    def _folder(self, kind: Kind | Literal["images"]) -> Path:
+        return self._inside(self.root / self.split / kind)
+
+    def _inside(self, path: Path) -> Path:
+        """Return the path, or refuse one that a link leads out of `root`."""
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+            raise Refusal(
+                HTTPStatus.FORBIDDEN,
+                f"{path}: a link that leads out of {self.root}; put the file itself there",
+            )
+        return path
+
+
+def _require_plain(stem: str) -> None:
+    """Refuse what is not the name of one file."""
+    if not is_plain_name(stem):
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST,
+            f"{stem[:80]!r}: expected a plain file name without folders; rename it",
+        )
+
+
+def _require_size(name: str, path: Path) -> None:
+    """Refuse a picture that would take too much memory; only its header is read."""
+    pixels = "too many"
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height <= MAX_PIXELS:
+                return
+            pixels = f"{picture.width}x{picture.height}"
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        pass
+    except Exception:
+        # Whoever decodes it says what is wrong with it.
+        return
+    raise Refusal(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"{name}: found {pixels} pixels, expected at most {MAX_PIXELS // 10**6} megapixels; scale "
+        "it down first",
+    )
+
+
+def _made_fit(path: Path, name: str) -> str:
+    """Rewrite a picture that does not keep the data contract; return the suffix that fits it."""
+    try:
+        with open_picture(path, ("JPEG", "PNG", "WEBP")) as picture:
+            deep = bits_per_channel(path) > 8 or picture.mode not in (
+                ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+            )
+            turned = picture.getexif().get(_ORIENTATION, 1) != 1
+            if deep:
+                raise InputError(
+                    f"{name}: found {picture.mode} pixels, expected 8-bit RGB; export it so"
+                )
+            if picture.format == "JPEG" and not turned:
+                return ".jpg"
+            if picture.format == "PNG" and not turned and not has_alpha(picture):
+                return ".png"
+            upright = ImageOps.exif_transpose(picture).convert("RGBA")
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), name)) from None
+    ground = Image.new("RGBA", upright.size, "white")
+    stored = io.BytesIO()
+    Image.alpha_composite(ground, upright).convert("RGB").save(stored, "PNG")
+    write_bytes(path, stored.getvalue())
+    return ".png"
+
+
+def _link(path: Path, target: Path) -> None:
+    """Let `target` be the same file, or a copy where the file system knows no links."""
+    if target.exists() and os.path.samefile(path, target):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:
+        shutil.copyfile(path, partial)
+    os.replace(partial, target)

@@ -1,0 +1,111 @@
+"""`scribbleseg app`: opens the folder, loads the checkpoint, and serves until it is stopped."""
+
+import ipaddress
+import os
+import secrets
+import socket
+import sys
+import threading
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+
+from scribbleseg.app.folder import Folder
+from scribbleseg.app.models import Model, load_model
+from scribbleseg.app.studio import Place, Studio
+from scribbleseg.errors import InputError
+
+LOOPBACK = "127.0.0.1"
+TOKEN = "SCRIBBLESEG_TOKEN"
+
+
+def serve(
+    checkpoint: str,
+    data: Path,
+    *,
+    compare: str | None,
+    split: str,
+    host: str,
+    port: int,
+    browse: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Serve the page until the process is interrupted.
+
+    Args:
+        checkpoint: What makes the masks; see `scribbleseg.load`.
+        data: Folder that is drawn into; made if missing.
+        compare: Another checkpoint, shown beside it.
+        split: Its split.
+        host: Address to listen on; beyond loopback, $SCRIBBLESEG_TOKEN or a new token is asked for.
+        port: Port to listen on; 0 takes a free one.
+        browse: Open the page in the person's browser.
+        say: Tells the address.
+
+    Raises:
+        InputError: a checkpoint, the folder or the address cannot be used, or the extra is missing.
+    """
+    try:
+        import uvicorn
+
+        from scribbleseg.app.server import create_app
+    except ImportError as error:
+        raise InputError(
+            f"{error.name} is not installed; install it: pip install 'scribbleseg[app]'"
+        ) from None
+    models: dict[Place, Model] = {"main": load_model(checkpoint)}
+    if compare is not None:
+        models["other"] = load_model(compare)
+    folder = Folder(root=data, split=split)
+    folder.make()
+    studio = Studio(folder, models)
+    listener = listen(host, port)
+    port = listener.getsockname()[1]
+    local = _is_loopback(host)
+    token = None if local else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+    hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost", "[::1]")] if local else []
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    address += f"?token={token}" if token else ""
+    say(f"drawing into {data / split}; stop with Ctrl-C")
+    say(address)
+    if browse and _has_screen():
+        webbrowser.open(address)
+    idle = threading.Thread(target=studio.score_when_idle, name="proposals", daemon=True)
+    idle.start()
+    config = uvicorn.Config(
+        create_app(studio, hosts=hosts, token=token),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        studio.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--host {host} --port {port}: {error}; expected an address of this machine and a free "
+            "port (0 finds one)"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _has_screen() -> bool:
+    """Return whether a browser would open in a window; without one, it would take the terminal."""
+    windowed = sys.platform in ("darwin", "win32")
+    return windowed or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

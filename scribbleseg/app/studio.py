@@ -1,0 +1,264 @@
+"""What the routes do: pictures, strokes and masks, with the checkpoints that are loaded.
+
+The networks run in one thread of their own: torch keeps a pool of threads for every thread that
+calls it, and two looks at once would only make both late.
+"""
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Literal, TypeVar
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from scribbleseg.app.folder import Folder
+from scribbleseg.app.models import (
+    Model,
+    interruptible,
+    list_checkpoints,
+    load_model,
+    to_grey,
+    to_mask,
+)
+from scribbleseg.app.proposals import Proposals
+from scribbleseg.app.refusal import Refusal, not_written
+from scribbleseg.app.sheets import SHOWN_SIDE, Sheets
+from scribbleseg.checkpoint import write_bytes
+from scribbleseg.config import to_yaml
+from scribbleseg.datasets.transforms import fitted_size
+from scribbleseg.scribbles.encode import OBJECT
+
+T = TypeVar("T")
+Place = Literal["main", "other"]
+
+RUNS = "runs"
+SETTINGS = "finetune.yaml"
+# How long nobody must have waited for a mask before pictures are looked at unasked.
+_IDLE_SECONDS = 1.0
+# Masks kept in memory, in pixels of all: undo and redo come at once.
+_PIXELS_KEPT = 64_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    """What a network makes of a picture and its strokes."""
+
+    grey: UInt8[np.ndarray, "h w"]
+    """255 x the probability of "object"; strokes are certain."""
+    seconds: float
+    """How long the network took."""
+
+    def at_shown_size(self) -> "Masked":
+        """Return it at the size that is shown, which no picture but a large one exceeds."""
+        height, width = self.grey.shape
+        if max(height, width) <= SHOWN_SIDE:
+            return self
+        height, width = fitted_size(height, width, SHOWN_SIDE)
+        small = cv2.resize(self.grey, (width, height), interpolation=cv2.INTER_AREA)
+        return replace(self, grey=small)
+
+
+class Studio:
+    """A folder that is drawn into, and one or two checkpoints.
+
+    Args:
+        folder: It is made where it is missing.
+        models: By place: "main", and "other" to compare with.
+    """
+
+    def __init__(self, folder: Folder, models: dict[Place, Model]):
+        self.folder = folder
+        self.models = models
+        self.sheets = Sheets(folder)
+        self.proposals = Proposals(folder=folder)
+        self.choices = [model.name for model in models.values()]
+        """Checkpoints named on the command line, which the page may load again."""
+        self._kept: OrderedDict[tuple[str, str, int, bool], Masked] = OrderedDict()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
+        self._last_asked = 0.0
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Stop what runs unasked."""
+        self._closed.set()
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def checkpoints(self) -> list[str]:
+        """Return the checkpoints that the page may load."""
+        found = list_checkpoints(self.folder.root / RUNS)
+        return list(dict.fromkeys([*self.choices, *found]))
+
+    def load(self, place: Place, checkpoint: str | None) -> None:
+        """Put a checkpoint in a place; None empties the place "other".
+
+        Raises:
+            Refusal: it is not among `checkpoints()`.
+            InputError: it cannot be used; the one before stays.
+        """
+        if checkpoint is None and place == "other":
+            self.models.pop(place, None)
+            return
+        if checkpoint not in self.checkpoints():
+            raise Refusal(
+                HTTPStatus.NOT_FOUND,
+                f"{str(checkpoint)[:200]!r}: not among the checkpoints that this page may load; "
+                "name it on the command line",
+            )
+        model = self._run(lambda: load_model(checkpoint))
+        self.models[place] = model
+        if place == "main":
+            self.proposals = Proposals(folder=self.folder)
+
+    def look(self, stem: str, revision: str, place: Place, *, carefully: bool = False) -> Masked:
+        """Return the mask that follows a stroke; `carefully`, the one that would be saved.
+
+        Raises:
+            Refusal: newer strokes came in, which are all that matters; or no such checkpoint.
+        """
+        return self._look(stem, revision, place, carefully).at_shown_size()
+
+    def saved(self, stem: str) -> Masked:
+        """Return the mask that was accepted.
+
+        Raises:
+            Refusal: there is none.
+        """
+        sheet = self.sheets.open(stem)
+        mask = self.folder.read_labels("ground_truth", stem, sheet.image)
+        if mask is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, f"{stem}: no mask was accepted yet")
+        return Masked(grey=(mask == OBJECT).astype(np.uint8) * 255, seconds=0.0).at_shown_size()
+
+    def accept(self, stem: str, revision: str) -> Masked:
+        """Save the careful mask, at the photograph's own size.
+
+        Raises:
+            Refusal: the strokes on disk are others, none is on the object, or it cannot be saved.
+        """
+        sheet = self.sheets.open(stem)
+        if sheet.revision != revision:
+            raise Refusal(
+                HTTPStatus.CONFLICT,
+                f"{stem}: was changed in another tab or by another program; nothing was saved; "
+                "reload this page to see it",
+            )
+        if not (sheet.strokes == OBJECT).any():
+            raise Refusal(
+                HTTPStatus.CONFLICT, f"{stem}: no object stroke; draw one on the object first"
+            )
+        found = self._look(stem, revision, "main", carefully=True)
+        self.folder.write_labels("ground_truth", stem, to_mask(found.grey))
+        return found.at_shown_size()
+
+    def _look(self, stem: str, revision: str, place: Place, carefully: bool) -> Masked:
+        """Return a mask at the size that it is made at; see `look`."""
+        model = self._model(place)
+        sheet = self.sheets.open(stem)
+
+        def check() -> None:
+            if not self.sheets.is_current(stem, revision):
+                raise Refusal(HTTPStatus.GONE, "there are newer strokes")
+
+        def compute() -> Masked:
+            check()
+            began = time.perf_counter()
+            if carefully:
+                image, strokes = sheet.image, sheet.strokes
+                looks = interruptible(model.careful, check)
+            else:
+                image, strokes, looks = sheet.shown, sheet.shown_strokes(), model.quick
+            grey = to_grey(looks.probabilities(image, strokes), strokes)
+            return Masked(grey=grey, seconds=time.perf_counter() - began)
+
+        if sheet.revision != revision:
+            raise Refusal(HTTPStatus.GONE, "there are newer strokes")
+        key = (stem, revision, id(model), carefully)
+        if key not in self._kept:
+            self._kept[key] = self._run(compute)
+            self._forget()
+        return self._kept[key]
+
+    def _forget(self) -> None:
+        """Drop the oldest masks where there are too many; the newest one stays."""
+        while len(self._kept) > 1 and sum(m.grey.size for m in self._kept.values()) > _PIXELS_KEPT:
+            self._kept.popitem(last=False)
+
+    def finetune_command(self) -> tuple[str, int]:
+        """Write the settings of a training on what was accepted; return its command and its size.
+
+        Raises:
+            Refusal: nothing was accepted, the checkpoint is elsewhere, or it cannot be written.
+        """
+        model = self._model("main")
+        split, number = self.folder.collect()
+        if number == 0:
+            raise Refusal(HTTPStatus.CONFLICT, "no mask was accepted yet; accept one first")
+        if model.config is None:
+            raise Refusal(
+                HTTPStatus.CONFLICT,
+                "the network is on another machine; start the page with --checkpoint to train",
+            )
+        config = model.config
+        config = replace(
+            config,
+            init_from=model.name,
+            data=replace(
+                config.data,
+                root=str(self.folder.root),
+                split=split,
+                # With few samples, all are trained on.
+                fold=0 if number >= 4 * config.data.num_folds else None,
+            ),
+            # Weights that have learnt already are only nudged.
+            optim=replace(config.optim, learning_rate=config.optim.learning_rate / 5),
+            train=replace(config.train, epochs=20, validate_every=5),
+        )
+        text = to_yaml(config)
+        settings = self.folder.root / SETTINGS
+        try:
+            write_bytes(settings, text.encode())
+        except OSError as error:
+            raise not_written(error, settings) from None
+        name = f"drawn-{number}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+        storage = self.folder.root / RUNS
+        return (
+            f"python -m train.finetune {settings} --storage {storage} --name {name}",
+            number,
+        )
+
+    def score_when_idle(self) -> None:
+        """Look at untouched pictures for as long as the studio is open; runs in a thread."""
+        while not self._closed.wait(0.2):
+            if time.monotonic() - self._last_asked < _IDLE_SECONDS:
+                continue
+            model, proposals = self.models["main"], self.proposals
+            try:
+                waiting = proposals.unscored(self.folder.pictures())
+            except Exception:
+                # A folder that cannot be read is told of where somebody asks for it.
+                waiting = []
+            if not waiting:
+                self._closed.wait(2.0)
+                continue
+            self._worker.submit(proposals.score, model, waiting[0]).result()
+
+    def _model(self, place: Place) -> Model:
+        if place not in self.models:
+            raise Refusal(HTTPStatus.NOT_FOUND, f"no checkpoint is loaded as {place!r}")
+        return self.models[place]
+
+    def _run(self, compute: Callable[[], T]) -> T:
+        """Compute in the networks' own thread."""
+        self._last_asked = time.monotonic()
+        future: Future[T] = self._worker.submit(compute)
+        try:
+            return future.result()
+        finally:
+            self._last_asked = time.monotonic()
