@@ -210,6 +210,7 @@ def test_bad_files_are_told_in_the_page(page, tmp_path):
 def test_two_checkpoints_side_by_side(page, root):
     with serving(root, stub("near", 10), stub("far", 40)) as address:
         page.goto(address)
+        expect(page.locator("#badge")).to_have_text("untouched")
         expect(page.locator("#otherCaption")).to_have_text("far")
         page.keyboard.press("s")
         stroke(page, (0.4, 0.5), (0.6, 0.5))
