@@ -66,6 +66,25 @@ def predict_logits(
     Returns:
         Logits on `device`, made under inference mode (they cannot enter a backward pass).
     """
+    (logits,) = predict_batch(
+        model, [image], [scribbles], config=config, device=device, precision=precision
+    )
+    return logits
+
+
+def predict_batch(
+    model: nn.Module,
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    scribbles: Sequence[UInt8[np.ndarray, "h w"]],
+    *,
+    config: FinetuneConfig,
+    device: torch.device | str,
+    precision: torch.dtype | None = None,
+) -> Float32[Tensor, "b h w"]:
+    """Return the logits of several images of one size, from forward passes that they share.
+
+    They differ from those of `predict_logits` in the last bits; see there for the rest.
+    """
     device = torch.device(device)
     with (
         torch.inference_mode(),
@@ -73,47 +92,52 @@ def predict_logits(
         _evaluation_mode(model),
     ):
         looks = [
-            _look(model, image, scribbles, config, device, round(scale * config.data.long_side))
+            _look(model, images, scribbles, config, device, round(scale * config.data.long_side))
             for scale in sorted(config.predict.scales)
         ]
         # On the finest one's grid.
         size = looks[-1].shape[-2:]
         logits = torch.stack([_resize(look, size) for look in looks]).mean(dim=0)
         if config.predict.edges:
-            found = follow_edges(logits.sigmoid().cpu().numpy(), image)
-            return torch.from_numpy(found).to(device).logit(eps=SURE)
-        return _resize(logits, image.shape[:2])
+            found = [
+                torch.from_numpy(follow_edges(each.sigmoid().cpu().numpy(), image))
+                for each, image in zip(logits, images, strict=True)
+            ]
+            return torch.stack(found).to(device).logit(eps=SURE)
+        return _resize(logits, images[0].shape[:2])
 
 
 def _look(
     model: nn.Module,
-    image: UInt8[np.ndarray, "h w 3"],
-    scribbles: UInt8[np.ndarray, "h w"],
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    scribbles: Sequence[UInt8[np.ndarray, "h w"]],
     config: FinetuneConfig,
     device: torch.device,
     long_side: int,
-) -> Float32[Tensor, "h2 w2"]:
+) -> Float32[Tensor, "b h2 w2"]:
     """Return the logits at the network's scale, with this longer side."""
-    seen, drawn = network_inputs(
-        image,
-        scribbles,
-        data=replace(config.data, long_side=long_side),
-        strokes=config.strokes,
-        device=device,
-    )
+    data = replace(config.data, long_side=long_side)
+    inputs = [
+        network_inputs(image, strokes, data=data, strokes=config.strokes, device=device)
+        for image, strokes in zip(images, scribbles, strict=True)
+    ]
+    seen, drawn = (torch.cat(each) for each in zip(*inputs, strict=True))
     if config.predict.flip:
         seen, drawn = (torch.cat([x, x.flip(-1)]) for x in (seen, drawn))
     height, width = seen.shape[-2:]
     logits = model(*pad(seen, drawn)).logits[:, 0, :height, :width].float()
-    return (logits[0] + logits[1].flip(-1)) / 2 if config.predict.flip else logits[0]
+    if not config.predict.flip:
+        return logits
+    straight, mirrored = logits.chunk(2)
+    return (straight + mirrored.flip(-1)) / 2
 
 
-def _resize(logits: Float32[Tensor, "h w"], size: Sequence[int]) -> Float32[Tensor, "h2 w2"]:
+def _resize(logits: Float32[Tensor, "b h w"], size: Sequence[int]) -> Float32[Tensor, "b h2 w2"]:
     """Resize logits bilinearly to (height, width)."""
-    if tuple(logits.shape) == tuple(size):
+    if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     size = list(size)
-    return F.interpolate(logits[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def network_inputs(
@@ -202,6 +226,24 @@ class Predictor:
             config=self.config,
             device=self.device,
         )
+
+    def logits_of(self, scenes: Sequence[Scene]) -> list[Float32[Tensor, "_ _"]]:
+        """Return the logits of several scenes, in order; those of one size share forward passes."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, scene in enumerate(scenes):
+            check_arrays(scene.image, scene.scribbles)
+            groups.setdefault(scene.image.shape, []).append(number)
+        found: dict[int, Tensor] = {}
+        for numbers in groups.values():
+            logits = predict_batch(
+                self.model,
+                [scenes[number].image for number in numbers],
+                [scenes[number].scribbles for number in numbers],
+                config=self.config,
+                device=self.device,
+            )
+            found |= zip(numbers, logits, strict=True)
+        return [found[number] for number in range(len(scenes))]
 
     def probabilities(
         self,

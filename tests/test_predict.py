@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scribbleseg.checkpoint import write_manifest, write_model
 from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, PredictConfig
+from scribbleseg.datasets.scenes import Scene
 from scribbleseg.datasets.transforms import normalise
 from scribbleseg.errors import InputError
 from scribbleseg.models import build_model
@@ -341,3 +342,19 @@ def test_predicting_does_not_wait_for_the_augmentation_library():
     code = "import sys, scribbleseg.predict; print('albumentations' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("edges", [False, True])
+def test_scenes_that_share_a_forward_pass_get_their_own_logits(checkpoint: Path, edges: bool):
+    predictor = load(checkpoint, device="cpu", flip=True, edges=edges)
+    sizes = [(40, 64), (64, 40), (40, 64), (40, 64)]
+    scenes = [
+        Scene(stem=str(n), image=noise(*size) // (n + 1), scribbles=blank(*size), mask=None)
+        for n, size in enumerate(sizes)
+    ]
+    together = predictor.logits_of(scenes)
+    assert [tuple(logits.shape) for logits in together] == sizes
+    for scene, logits in zip(scenes, together, strict=True):
+        alone = predictor.logits(scene.image, scene.scribbles)
+        torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
+    assert predictor.logits_of([]) == []

@@ -111,6 +111,8 @@ class Wishes:
     """Also write OUT/probabilities/STEM.png."""
     honour_strokes: bool
     """Pixels under a stroke take the stroke's label."""
+    sure: float
+    """Pixels whose label is less probable become 255, ignore [0.5, 1)."""
     max_pixels: int
     """Photographs with more are not read."""
 
@@ -161,6 +163,7 @@ class MaskMaker:
                 scene,
                 probabilities=self.wishes.probabilities,
                 honour_strokes=self.wishes.honour_strokes,
+                sure=self.wishes.sure,
             )
         except RuntimeError as error:
             # torch's, such as no memory for it: one photograph is no reason to stop.

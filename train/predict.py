@@ -74,6 +74,8 @@ class PredictJob:
     """
     honour_strokes: bool = True
     """Pixels under a stroke take the stroke's label."""
+    sure: float = 0.5
+    """Pixels whose label has a probability below this become 255, ignore [0.5, 1); 0.5: none do."""
     max_megapixels: float = 100.0
     """Larger photographs are listed as failed and not read: a worker has memory for one such."""
     launch: ClusterConfig = field(default_factory=ClusterConfig)
@@ -81,6 +83,7 @@ class PredictJob:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require(0.5 <= self.sure < 1, "sure", self.sure, "a probability of 0.5 or more, below 1")
         require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "more than 0")
 
     @property
@@ -95,6 +98,7 @@ class PredictJob:
         return Wishes(
             probabilities=self.probabilities,
             honour_strokes=self.honour_strokes,
+            sure=self.sure,
             max_pixels=round(1e6 * self.max_megapixels),
         )
 
@@ -318,6 +322,7 @@ def _record(predictor: Predictor, job: PredictJob) -> dict[str, Any]:
         "weights": digest.hexdigest(),
         "predict": to_dict(predictor.config)["predict"],
         "honour_strokes": job.honour_strokes,
+        "sure": job.sure,
     }
 
 
