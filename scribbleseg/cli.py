@@ -144,8 +144,12 @@ class Predict:
 class App:
     """Open a page in the browser to draw strokes on photographs, and see the masks follow."""
 
-    checkpoint: str
+    checkpoint: str | None = None
     """Checkpoint, run or sweep folder or URI, or released:NAME."""
+    server: str | None = None
+    """Instead of a checkpoint: URL of a deployed predictor (python -m deploy.serve), to which
+    $SCRIBBLESEG_TOKEN is shown.
+    """
     data: Path = Path("drawn")
     """Folder of the data contract that is drawn into; made if missing."""
     split: str = "train"
@@ -385,6 +389,7 @@ def app(command: App) -> None:
     serve(
         command.checkpoint,
         command.data,
+        server=command.server,
         compare=command.compare,
         split=command.split,
         host=command.host,

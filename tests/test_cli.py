@@ -55,6 +55,8 @@ def test_every_command_explains_itself(line, capsys):
         ("evaluate --checkpoint /nowhere --data /nowhere", "/nowhere"),
         ("predict --checkpoint released:none --images a --scribbles b --out c", "released:none"),
         ("app --checkpoint released:none --data /tmp/nowhere", "released:none"),
+        ("app --data /tmp/nowhere", "neither"),
+        ("app --server http://127.0.0.1:9 --data /tmp/nowhere", "cannot be reached"),
         ("app --checkpoint released:best --data /dev/null", "/dev/null"),
         ("status /nowhere", "/nowhere"),
         ("pull /nowhere --out /tmp/x", "/nowhere"),

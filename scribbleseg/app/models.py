@@ -11,7 +11,8 @@ from torch import nn
 
 from scribbleseg.checkpoint import RELEASED
 from scribbleseg.config import FinetuneConfig
-from scribbleseg.predict import Predictor, load
+from scribbleseg.device import autocast_dtype
+from scribbleseg.predict import Predictor, load, predict_logits
 from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED
 
 
@@ -47,14 +48,33 @@ def load_model(checkpoint: str) -> Model:
         InputError: it cannot be used.
     """
     careful = load(checkpoint)
-    config = careful.config
-    once = replace(config.predict, flip=False, scales=(1.0,), edges=False)
     return Model(
-        name=checkpoint,
-        quick=replace(careful, config=replace(config, predict=once)),
-        careful=careful,
-        config=config,
+        name=checkpoint, quick=QuickLook(predictor=careful), careful=careful, config=careful.config
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickLook:
+    """One look at a picture, in half precision where the processor multiplies it itself."""
+
+    predictor: Predictor
+    """The network."""
+
+    def probabilities(
+        self, image: UInt8[np.ndarray, "h w 3"], strokes: UInt8[np.ndarray, "h w"]
+    ) -> Float32[np.ndarray, "h w"]:
+        """Return the probability of "object", in [0, 1]."""
+        config, device = self.predictor.config, self.predictor.device
+        once = replace(config.predict, flip=False, scales=(1.0,), edges=False)
+        logits = predict_logits(
+            self.predictor.model,
+            image,
+            strokes,
+            config=replace(config, predict=once),
+            device=device,
+            precision=autocast_dtype("auto", device),
+        )
+        return logits.sigmoid().cpu().numpy()
 
 
 def interruptible(looks: Looks, check: Callable[[], None]) -> Looks:

@@ -10,9 +10,13 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from scribbleseg.app.folder import Folder
 from scribbleseg.app.models import Model, load_model
+from scribbleseg.app.remote import load_remote
 from scribbleseg.app.studio import Place, Studio
+from scribbleseg.device import prepare_cpu
 from scribbleseg.errors import InputError
 
 LOOPBACK = "127.0.0.1"
@@ -20,9 +24,10 @@ TOKEN = "SCRIBBLESEG_TOKEN"
 
 
 def serve(
-    checkpoint: str,
+    checkpoint: str | None,
     data: Path,
     *,
+    server: str | None,
     compare: str | None,
     split: str,
     host: str,
@@ -35,6 +40,7 @@ def serve(
     Args:
         checkpoint: What makes the masks; see `scribbleseg.load`.
         data: Folder that is drawn into; made if missing.
+        server: URL of a deployed predictor that makes them instead.
         compare: Another checkpoint, shown beside it.
         split: Its split.
         host: Address to listen on; beyond loopback, $SCRIBBLESEG_TOKEN or a new token is asked for.
@@ -53,11 +59,13 @@ def serve(
         raise InputError(
             f"{error.name} is not installed; install it: pip install 'scribbleseg[app]'"
         ) from None
-    models: dict[Place, Model] = {"main": load_model(checkpoint)}
+    models: dict[Place, Model] = {"main": _load(checkpoint, server)}
     if compare is not None:
         models["other"] = load_model(compare)
     folder = Folder(root=data, split=split)
     folder.make()
+    # The browser wants a core of its own, and threads that wait for one another are late together.
+    prepare_cpu(max(1, torch.get_num_threads() - 1))
     studio = Studio(folder, models)
     listener = listen(host, port)
     port = listener.getsockname()[1]
@@ -83,6 +91,21 @@ def serve(
         uvicorn.Server(config).run(sockets=[listener])
     finally:
         studio.close()
+
+
+def _load(checkpoint: str | None, server: str | None) -> Model:
+    """Return what makes the masks, on this machine or on another one."""
+    match checkpoint, server:
+        case str(), None:
+            return load_model(checkpoint)
+        case None, str():
+            return load_remote(server, os.environ.get(TOKEN))
+        case _:
+            given = "neither" if checkpoint is None else "both"
+            raise InputError(
+                f"--checkpoint and --server: found {given}, expected one of them, such as "
+                "--checkpoint released:best"
+            )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -194,12 +194,11 @@ class Routes:
         if not isinstance(revision, str) or not (earlier is None or isinstance(earlier, str)):
             raise Refusal(HTTPStatus.BAD_REQUEST, "expected the revision that was drawn on")
         stem = request.path_params["stem"]
-        sheets = self.studio.sheets
         if earlier is not None:
-            sheet = await to_thread.run_sync(sheets.restore, stem, revision, earlier)
+            sheet = await to_thread.run_sync(self.studio.sheets.restore, stem, revision, earlier)
         else:
             stroke = parse_stroke(wanted.get("stroke"))
-            sheet = await to_thread.run_sync(sheets.draw, stem, revision, stroke)
+            sheet = await to_thread.run_sync(self.studio.draw, stem, revision, stroke)
         return JSONResponse(self._told(sheet))
 
     async def mask(self, request: Request) -> Response:

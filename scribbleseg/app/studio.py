@@ -4,15 +4,16 @@ The networks run in one thread of their own: torch keeps a pool of threads for e
 calls it, and two looks at once would only make both late.
 """
 
+import contextlib
 import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from http import HTTPStatus
-from typing import Literal, TypeVar
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -29,21 +30,20 @@ from scribbleseg.app.models import (
 )
 from scribbleseg.app.proposals import Proposals
 from scribbleseg.app.refusal import Refusal, not_written
-from scribbleseg.app.sheets import SHOWN_SIDE, Sheets
+from scribbleseg.app.sheets import SHOWN_SIDE, Sheet, Sheets, Stroke
 from scribbleseg.checkpoint import write_bytes
 from scribbleseg.config import to_yaml
 from scribbleseg.datasets.transforms import fitted_size
-from scribbleseg.scribbles.encode import OBJECT
+from scribbleseg.scribbles.encode import OBJECT, UNLABELLED
 
-T = TypeVar("T")
 Place = Literal["main", "other"]
 
 RUNS = "runs"
 SETTINGS = "finetune.yaml"
 # How long nobody must have waited for a mask before pictures are looked at unasked.
 _IDLE_SECONDS = 1.0
-# Masks kept in memory, in pixels of all: undo and redo come at once.
-_PIXELS_KEPT = 64_000_000
+# Masks kept in memory, so that undo and redo show them at once.
+_MASKS_KEPT = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,8 @@ class Studio:
         self.proposals = Proposals(folder=folder)
         self.choices = [model.name for model in models.values()]
         """Checkpoints named on the command line, which the page may load again."""
-        self._kept: OrderedDict[tuple[str, str, int, bool], Masked] = OrderedDict()
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str, Place, bool], Future[Masked]] = OrderedDict()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
         self._last_asked = 0.0
         self._closed = threading.Event()
@@ -103,7 +104,9 @@ class Studio:
             InputError: it cannot be used; the one before stays.
         """
         if checkpoint is None and place == "other":
-            self.models.pop(place, None)
+            with self._lock:
+                self.models.pop(place, None)
+                self._kept.clear()
             return
         if checkpoint not in self.checkpoints():
             raise Refusal(
@@ -111,10 +114,19 @@ class Studio:
                 f"{str(checkpoint)[:200]!r}: not among the checkpoints that this page may load; "
                 "name it on the command line",
             )
-        model = self._run(lambda: load_model(checkpoint))
-        self.models[place] = model
+        model = self._worker.submit(load_model, checkpoint).result()
+        with self._lock:
+            self.models[place] = model
+            self._kept.clear()
         if place == "main":
             self.proposals = Proposals(folder=self.folder)
+
+    def draw(self, stem: str, revision: str, stroke: Stroke) -> Sheet:
+        """Save a stroke, and begin to look before anybody asks; see `Sheets.draw`."""
+        sheet = self.sheets.draw(stem, revision, stroke)
+        if (sheet.strokes != UNLABELLED).any():
+            self._begin(sheet, "main", carefully=False)
+        return sheet
 
     def look(self, stem: str, revision: str, place: Place, *, carefully: bool = False) -> Masked:
         """Return the mask that follows a stroke; `carefully`, the one that would be saved.
@@ -159,36 +171,40 @@ class Studio:
 
     def _look(self, stem: str, revision: str, place: Place, carefully: bool) -> Masked:
         """Return a mask at the size that it is made at; see `look`."""
-        model = self._model(place)
         sheet = self.sheets.open(stem)
-
-        def check() -> None:
-            if not self.sheets.is_current(stem, revision):
-                raise Refusal(HTTPStatus.GONE, "there are newer strokes")
-
-        def compute() -> Masked:
-            check()
-            began = time.perf_counter()
-            if carefully:
-                image, strokes = sheet.image, sheet.strokes
-                looks = interruptible(model.careful, check)
-            else:
-                image, strokes, looks = sheet.shown, sheet.shown_strokes(), model.quick
-            grey = to_grey(looks.probabilities(image, strokes), strokes)
-            return Masked(grey=grey, seconds=time.perf_counter() - began)
-
         if sheet.revision != revision:
-            raise Refusal(HTTPStatus.GONE, "there are newer strokes")
-        key = (stem, revision, id(model), carefully)
-        if key not in self._kept:
-            self._kept[key] = self._run(compute)
-            self._forget()
-        return self._kept[key]
+            raise _outdated()
+        self._last_asked = time.monotonic()
+        try:
+            return self._begin(sheet, place, carefully).result()
+        finally:
+            self._last_asked = time.monotonic()
 
-    def _forget(self) -> None:
-        """Drop the oldest masks where there are too many; the newest one stays."""
-        while len(self._kept) > 1 and sum(m.grey.size for m in self._kept.values()) > _PIXELS_KEPT:
-            self._kept.popitem(last=False)
+    def _begin(self, sheet: Sheet, place: Place, carefully: bool) -> Future[Masked]:
+        """Return what will become of a picture and its strokes, in the networks' own thread."""
+        key = (sheet.stem, sheet.revision, place, carefully)
+        with self._lock:
+            if key not in self._kept or _failed(self._kept[key]):
+                looking = partial(self._compute, sheet, self._model(place), carefully)
+                self._kept[key] = self._worker.submit(looking)
+            while len(self._kept) > _MASKS_KEPT:
+                self._kept.popitem(last=False)
+            return self._kept[key]
+
+    def _compute(self, sheet: Sheet, model: Model, carefully: bool) -> Masked:
+        def check() -> None:
+            if not self.sheets.is_current(sheet.stem, sheet.revision):
+                raise _outdated()
+
+        check()
+        began = time.perf_counter()
+        if carefully:
+            image, strokes = sheet.image, sheet.strokes
+            looks = interruptible(model.careful, check)
+        else:
+            image, strokes, looks = sheet.shown, sheet.shown_strokes(), model.quick
+        grey = to_grey(looks.probabilities(image, strokes), strokes)
+        return Masked(grey=grey, seconds=time.perf_counter() - began)
 
     def finetune_command(self) -> tuple[str, int]:
         """Write the settings of a training on what was accepted; return its command and its size.
@@ -247,18 +263,20 @@ class Studio:
             if not waiting:
                 self._closed.wait(2.0)
                 continue
-            self._worker.submit(proposals.score, model, waiting[0]).result()
+            # It is cancelled, or refused, once the studio is closed.
+            with contextlib.suppress(CancelledError, RuntimeError):
+                self._worker.submit(proposals.score, model, waiting[0]).result()
 
     def _model(self, place: Place) -> Model:
         if place not in self.models:
             raise Refusal(HTTPStatus.NOT_FOUND, f"no checkpoint is loaded as {place!r}")
         return self.models[place]
 
-    def _run(self, compute: Callable[[], T]) -> T:
-        """Compute in the networks' own thread."""
-        self._last_asked = time.monotonic()
-        future: Future[T] = self._worker.submit(compute)
-        try:
-            return future.result()
-        finally:
-            self._last_asked = time.monotonic()
+
+def _outdated() -> Refusal:
+    """Return the refusal of a mask that nobody waits for any more."""
+    return Refusal(HTTPStatus.GONE, "there are newer strokes")
+
+
+def _failed(looking: Future[Masked]) -> bool:
+    return looking.done() and (looking.cancelled() or looking.exception() is not None)

@@ -4,7 +4,7 @@ import * as client from "./client.js";
 import { bind } from "./commands.js";
 import { Past } from "./past.js";
 import { listen } from "./pointer.js";
-import { drawStroke, View, Viewport } from "./view.js";
+import { Strokes, View, Viewport } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const viewport = new Viewport();
@@ -109,11 +109,11 @@ const openPicture = tried(async (stem) => {
   tell(null);
   await saving;
   const told = await client.open(stem);
-  const [photo, strokes] = await Promise.all([client.photo(stem), client.strokes(stem)]);
-  const canvas = new OffscreenCanvas(photo.width, photo.height);
-  current = { ...told, photo, strokes: canvas, past: new Past(stem, told.revision) };
-  canvas.getContext("2d").drawImage(strokes, 0, 0);
-  for (const view of Object.values(views)) view.show(photo, canvas);
+  const [photo, drawn] = await Promise.all([client.photo(stem), client.strokes(stem)]);
+  const strokes = new Strokes(photo.width, photo.height);
+  strokes.replace(drawn);
+  current = { ...told, photo, strokes, past: new Past(stem, told.revision) };
+  for (const view of Object.values(views)) view.show(photo, strokes);
   history.replaceState(null, "", `#${encodeURIComponent(stem)}`);
   fit();
   await refresh();
@@ -170,7 +170,7 @@ function cancel() {
 
 function end() {
   const since = performance.now(), drawn = stroke, picture = current;
-  drawStroke(picture.strokes.getContext("2d"), drawn);
+  picture.strokes.add(drawn);
   cancel();
   const factor = picture.width / picture.photo.width;
   const sent = {
@@ -190,6 +190,7 @@ function thin(points) {
 function change(since, send, done) {
   const picture = current;
   asking?.abort();
+  $("took").textContent = "…";
   saving = saving.then(tried(async () => {
     try {
       const told = await send(picture.past);
@@ -200,6 +201,7 @@ function change(since, send, done) {
       showMasks(since);
     } catch (error) {
       if (picture === current) await redraw(picture);
+      $("took").textContent = "";
       throw error.status === 410 ? Object.assign(error, { status: 0 }) : error;
     }
   }));
@@ -209,9 +211,7 @@ function change(since, send, done) {
 async function redraw(picture) {
   const strokes = await client.strokes(picture.stem).catch(() => null);
   if (strokes === null) return;
-  const context = picture.strokes.getContext("2d");
-  context.clearRect(0, 0, strokes.width, strokes.height);
-  context.drawImage(strokes, 0, 0);
+  picture.strokes.replace(strokes);
   repaint();
 }
 

@@ -2,11 +2,11 @@
 
 import { outline } from "./outline.js";
 
-export const COLOURS = { 1: "#ffb224", 0: "#5b8cff", 255: "#e8eaf0", pale: "#e8eaf0" };
+const COLOURS = { 1: "#ffb224", 0: "#5b8cff", 255: "#e8eaf0" };
+const RIM = 0.8; // Pixels of the picture.
+const RIM_COLOUR = "rgba(0, 0, 0, .6)";
 const GROUND = [13, 15, 20];
 const MARGIN = 28;
-// The label of an eraser that is not lifted yet.
-const PALE = "pale";
 
 // Where the picture lies in the canvas, in CSS pixels.
 export class Viewport {
@@ -38,19 +38,50 @@ export class Viewport {
   }
 }
 
-export function drawStroke(context, stroke) {
-  context.save();
-  context.globalCompositeOperation = stroke.label === 255 ? "destination-out" : "source-over";
-  context.strokeStyle = COLOURS[stroke.label];
+// The strokes of a picture, as views show them: with a dark rim that sets them off.
+export class Strokes {
+  constructor(width, height) {
+    this.canvas = new OffscreenCanvas(width, height);
+    this.rim = new OffscreenCanvas(width, height);
+  }
+
+  // Begins anew with a picture of strokes.
+  replace(picture) {
+    const context = this.canvas.getContext("2d");
+    context.clearRect(0, 0, picture.width, picture.height);
+    context.drawImage(picture, 0, 0);
+    this.edge();
+  }
+
+  add(stroke) {
+    const context = this.canvas.getContext("2d");
+    context.globalCompositeOperation = stroke.label === 255 ? "destination-out" : "source-over";
+    drawStroke(context, stroke, COLOURS[stroke.label]);
+    this.edge();
+  }
+
+  edge() {
+    const { rim, canvas } = this, context = rim.getContext("2d");
+    context.globalCompositeOperation = "source-over";
+    context.clearRect(0, 0, rim.width, rim.height);
+    for (let turn = 0; turn < 8; turn++) {
+      context.drawImage(canvas, RIM * Math.cos((turn * Math.PI) / 4), RIM * Math.sin((turn * Math.PI) / 4));
+    }
+    context.globalCompositeOperation = "source-in";
+    context.fillStyle = RIM_COLOUR;
+    context.fillRect(0, 0, rim.width, rim.height);
+  }
+}
+
+function drawStroke(context, { width, points }, colour) {
+  context.strokeStyle = colour;
   context.lineCap = context.lineJoin = "round";
-  context.lineWidth = stroke.width;
+  context.lineWidth = width;
   context.beginPath();
-  const [first, ...others] = stroke.points;
-  context.moveTo(...first);
-  if (others.length === 0) context.lineTo(...first);
-  for (const point of others) context.lineTo(...point);
+  context.moveTo(...points[0]);
+  // A line to where it begins is a dot.
+  for (const point of points.length > 1 ? points.slice(1) : points) context.lineTo(...point);
   context.stroke();
-  context.restore();
 }
 
 export class View {
@@ -70,7 +101,7 @@ export class View {
     this.refresh();
   }
 
-  // `strokes` is a canvas of the picture's size that all views draw from.
+  // `strokes` are shared by all views.
   show(photo, strokes) {
     Object.assign(this, { photo, strokes, mask: null });
     this.refresh();
@@ -99,7 +130,7 @@ export class View {
     context.scale(viewport.scale, viewport.scale);
     // Enlarged a lot, pixels are shown as what they are.
     context.imageSmoothingEnabled = viewport.scale < 6;
-    context.imageSmoothingQuality = "high";
+    context.imageSmoothingQuality = viewport.scale < 1 ? "high" : "low";
     context.drawImage(this.photo, 0, 0);
     if (this.mask !== null) this.paintMask();
     if (look.strokes) this.paintStrokes();
@@ -125,25 +156,34 @@ export class View {
     const { greys: { values, width, height }, layers } = this.mask;
     if (layers[mode]) return layers[mode];
     const canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d");
-    const image = context.createImageData(width, height), pixels = image.data;
-    for (let i = 0; i < values.length; i++) {
-      const p = values[i], outside = Math.min(255, Math.max(0, (160 - p) * 4));
-      const colour = mode === "probabilities" ? heat(p) : mode === "cutout" ? check(i, width) : GROUND;
-      pixels.set(colour, 4 * i);
-      pixels[4 * i + 3] = mode === "probabilities" ? 235 : outside;
-    }
+    const image = context.createImageData(width, height);
+    const pixels = new Uint32Array(image.data.buffer), colours = TABLES[mode];
+    for (let i = 0; i < values.length; i++) pixels[i] = colours[values[i]];
     context.putImageData(image, 0, 0);
+    if (mode === "cutout") {
+      // What shows in place of the background.
+      context.globalCompositeOperation = "source-in";
+      context.fillStyle = context.createPattern(checks(), "repeat");
+      context.fillRect(0, 0, width, height);
+    }
     return (layers[mode] = canvas);
   }
 
   paintStrokes() {
-    const { context, viewport } = this;
-    // A dark rim sets strokes off from any photograph.
-    context.shadowColor = "rgba(0, 0, 0, .7)";
-    context.shadowBlur = 3 * devicePixelRatio;
-    context.drawImage(this.strokes, 0, 0);
-    if (this.live !== null) drawLive(context, this.live);
-    context.shadowColor = "transparent";
+    const { context } = this;
+    context.drawImage(this.strokes.rim, 0, 0);
+    context.drawImage(this.strokes.canvas, 0, 0);
+    if (this.live === null) return;
+    const { label, width } = this.live;
+    if (label === 255) {
+      // What lies under an eraser goes when it is lifted: until then it is a pale line.
+      context.globalAlpha = 0.5;
+      drawStroke(context, this.live, COLOURS[255]);
+      context.globalAlpha = 1;
+    } else {
+      drawStroke(context, { ...this.live, width: width + 2 * RIM }, RIM_COLOUR);
+      drawStroke(context, this.live, COLOURS[label]);
+    }
   }
 
   paintCursor() {
@@ -159,22 +199,31 @@ export class View {
   }
 }
 
-// An eraser in use is shown as a pale line: what lies under it goes when it is lifted.
-function drawLive(context, stroke) {
-  context.globalAlpha = stroke.label === 255 ? 0.5 : 1;
-  drawStroke(context, stroke.label === 255 ? { ...stroke, label: PALE } : stroke);
-  context.globalAlpha = 1;
-}
+// Colours by grey value, as 32 bits: opacity, blue, green, red (the machine's order is assumed to be
+// little-endian, as that of all browsers is).
+const packed = ([red, green, blue], alpha) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+const table = (colour) => Uint32Array.from({ length: 256 }, (_, p) => colour(p));
+// Opaque outside the mask, with a soft edge around it.
+const outside = (p) => Math.min(255, Math.max(0, (160 - p) * 4));
+const TABLES = {
+  mask: table((p) => packed(GROUND, outside(p))),
+  cutout: table((p) => packed(GROUND, outside(p))),
+  probabilities: table((p) => packed(heat(p), 235)),
+};
 
 // Dark blue for background, amber for object, as the strokes are.
 function heat(p) {
   const t = p / 255;
   const low = [28, 44, 110], middle = [150, 70, 120], high = [255, 190, 60];
   const [from, to, s] = t < 0.5 ? [low, middle, 2 * t] : [middle, high, 2 * t - 1];
-  return from.map((value, i) => value + (to[i] - value) * s);
+  return from.map((value, i) => Math.round(value + (to[i] - value) * s));
 }
 
-function check(i, width) {
-  const x = i % width, y = (i / width) | 0;
-  return ((x >> 4) + (y >> 4)) & 1 ? [44, 48, 58] : [34, 37, 46];
+function checks() {
+  const canvas = new OffscreenCanvas(24, 24), context = canvas.getContext("2d");
+  for (const [colour, ...box] of [["#22252e", 0, 0, 24, 24], ["#2c303a", 0, 0, 12, 12], ["#2c303a", 12, 12, 12, 12]]) {
+    context.fillStyle = colour;
+    context.fillRect(...box);
+  }
+  return canvas;
 }
