@@ -34,7 +34,7 @@ from scribbleseg.losses.dino import (
     teacher_entropy,
     teacher_probabilities,
 )
-from scribbleseg.models import build_model
+from scribbleseg.models import build_model, set_recompute
 from scribbleseg.models.dino import (
     Centre,
     DinoHead,
@@ -369,6 +369,7 @@ def fit(
     plan = data.plan(config, state.progress.step)
     out_dim = config.dino.out_dim
     assert out_dim is not None
+    set_recompute(state.student, config.train.recompute)
     network = data_parallel(state.student, device)
     if config.train.compile:
         network.compile()

@@ -14,6 +14,7 @@ from scribbleseg.loops.state import TrainState
 from scribbleseg.loops.steps import Event, Row, no_notice, run_steps
 from scribbleseg.losses.segmentation import segmentation_loss
 from scribbleseg.metrics import SegmentationMetrics
+from scribbleseg.models import set_recompute
 from scribbleseg.schedules import warmup_cosine
 
 
@@ -109,6 +110,7 @@ def fit(
         DivergedError: the loss became NaN or infinite.
     """
     plan = data.plan(config, state.progress.step)
+    set_recompute(state.model, config.train.recompute)
     network = data_parallel(state.model, device)
     if config.train.compile:
         network.compile()

@@ -2,12 +2,15 @@
 
 from typing import assert_never
 
+from torch import nn
+
 from scribbleseg.config import ModelConfig
-from scribbleseg.models.attention_unet import AttentionResUNet
+from scribbleseg.models.attention_unet import AttentionResUNet, GuidedDecoder
 from scribbleseg.models.blocks import ConvBlock, ResidualBlock
+from scribbleseg.models.encoder import Encoder
 from scribbleseg.models.pretrained import PretrainedUNet
+from scribbleseg.models.unet import Decoder, UNet
 from scribbleseg.models.unet import Output as Output
-from scribbleseg.models.unet import UNet
 from scribbleseg.models.vit import VitUNet
 
 SegmentationModel = UNet | AttentionResUNet | VitUNet | PretrainedUNet
@@ -27,6 +30,16 @@ def build_model(config: ModelConfig) -> SegmentationModel:
             return VitUNet(config)
         case _:
             assert_never(config.architecture)
+
+
+def set_recompute(model: nn.Module, recompute: bool) -> None:
+    """Choose whether encoder and decoder blocks make their activations again in the backward pass.
+
+    Transformers and encoders of timm keep theirs.
+    """
+    for module in model.modules():
+        if isinstance(module, (Encoder, Decoder, GuidedDecoder)):
+            module.recompute = recompute
 
 
 def encoder_settings(config: ModelConfig) -> dict[str, object]:

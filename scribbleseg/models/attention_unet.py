@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scribbleseg.config import ModelConfig
-from scribbleseg.models.blocks import AttentionGate, ResidualBlock, UpBlock
+from scribbleseg.models.blocks import AttentionGate, ResidualBlock, UpBlock, call
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 from scribbleseg.models.unet import Output
 
@@ -23,6 +23,8 @@ class GuidedDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.recompute = False
+        """Make activations again in the backward pass, for memory's sake; see `blocks.call`."""
         channels = level_channels(config)
         pairs = list(zip(channels[-2::-1], channels[:0:-1], strict=True))
         self.gates = nn.ModuleList(
@@ -39,8 +41,9 @@ class GuidedDecoder(nn.Module):
         maps: list[Tensor] = []
         x = features[-1]
         for gate, up, skip in zip(self.gates, self.ups, features[-2::-1], strict=True):
-            attention = gate(skip, x)
-            x = up(x, skip * attention)
+            recompute = self.recompute and self.training
+            attention = call(gate, skip, x, recompute=recompute)
+            x = call(up, x, skip * attention, recompute=recompute)
             decoded.append(x)
             maps.append(attention)
         return decoded, maps

@@ -4,13 +4,15 @@ Every block takes an optional `side` tensor that is added to its first convoluti
 the normalisation: the place where strokes enter an encoder that was trained on RGB alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from typing import assert_never
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from scribbleseg.config import NormName
 
@@ -37,6 +39,39 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 def resize_to(x: Float[Tensor, "b c h w"], like: Tensor) -> Float[Tensor, "b c h2 w2"]:
     """Resize bilinearly to the height and width of `like`, which need not be twice those of `x`."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def call(block: nn.Module, *inputs: Tensor | None, recompute: bool) -> Tensor:
+    """Call a block; with `recompute`, its activations are made again when gradients need them.
+
+    Training deep networks with sublinear memory (arXiv 1604.06174): only what goes in is kept.
+    """
+    if not recompute:
+        return block(*inputs)
+    found = checkpoint(
+        block,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), _still_statistics(block)),
+    )
+    assert isinstance(found, Tensor)
+    return found
+
+
+@contextmanager
+def _still_statistics(block: nn.Module) -> Generator[None]:
+    """Keep batch normalisation from counting a batch again that it has already seen."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
+    try:
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 class ConvBlock(nn.Module):

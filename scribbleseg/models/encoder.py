@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scribbleseg.config import ModelConfig
-from scribbleseg.models.blocks import BlockType
+from scribbleseg.models.blocks import BlockType, call
 
 
 def level_channels(config: ModelConfig) -> list[int]:
@@ -27,6 +27,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.channels = channels = level_channels(config)
         """Of the features, finest first."""
+        self.recompute = False
+        """Make activations again in the backward pass, for memory's sake; see `blocks.call`."""
         self.levels = nn.ModuleList(
             block(in_channels, out_channels, config.norm, 1 if level == 0 else 2)
             for level, (in_channels, out_channels) in enumerate(
@@ -46,7 +48,8 @@ class Encoder(nn.Module):
         features: list[Tensor] = []
         x: Tensor = image
         for index, level in enumerate(self.levels):
-            x = level(x, None if sides is None else sides[index])
+            side = None if sides is None else sides[index]
+            x = call(level, x, side, recompute=self.recompute and self.training)
             features.append(x)
         return features
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scribbleseg.config import ModelConfig, NormName
-from scribbleseg.models.blocks import BlockType, UpBlock
+from scribbleseg.models.blocks import BlockType, UpBlock, call
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 from scribbleseg.models.matching import StrokeMatches
 
@@ -33,6 +33,8 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: Sequence[int], norm: NormName, block: BlockType):
         super().__init__()
+        self.recompute = False
+        """Make activations again in the backward pass, for memory's sake; see `blocks.call`."""
         self.ups = nn.ModuleList(
             UpBlock(coarse, fine, norm, block)
             for fine, coarse in zip(channels[-2::-1], channels[:0:-1], strict=True)
@@ -42,7 +44,7 @@ class Decoder(nn.Module):
         """Return the finest features from those of every encoder level, finest first."""
         x = features[-1]
         for up, skip in zip(self.ups, features[-2::-1], strict=True):
-            x = up(x, skip)
+            x = call(up, x, skip, recompute=self.recompute and self.training)
         return x
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from scribbleseg.config import LossConfig, ModelConfig
 from scribbleseg.losses.segmentation import segmentation_loss
-from scribbleseg.models import build_model
+from scribbleseg.models import build_model, set_recompute
 from scribbleseg.models.blocks import AttentionGate, ConvBlock, ResidualBlock
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 
@@ -88,6 +88,36 @@ def test_weights_saved_and_loaded_give_the_same_logits(architecture):
     other.load_state_dict(model.state_dict())
     with torch.inference_mode():
         assert torch.equal(model(*inputs(32, 40)).logits, other(*inputs(32, 40)).logits)
+
+
+@pytest.mark.parametrize("architecture", ["unet:matching", "resunet", "attention_resunet"])
+def test_activations_made_again_change_no_weight_and_no_statistic(architecture):
+    image, strokes = inputs(48, 40)
+    target = (image[:, 0] > 0).to(torch.uint8)
+    found = []
+    for recompute in (False, True):
+        model = make(architecture).train()
+        set_recompute(model, recompute)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        held = 0
+
+        def count(tensor):
+            nonlocal held
+            held += tensor.numel()
+            return tensor
+
+        for _ in range(2):
+            optimizer.zero_grad()
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                output = model(image, strokes)
+                loss = segmentation_loss(output.logits, output.side_logits, target, LossConfig())
+            loss.backward()
+            optimizer.step()
+        found.append((model.state_dict(), held))
+    (kept, kept_size), (again, again_size) = found
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, again[name]), name
+    assert again_size < 0.5 * kept_size
 
 
 @every_model
