@@ -6,6 +6,7 @@ sheets.py    the pictures that are open: decoded once, with their strokes and th
 models.py    checkpoints as the page uses them: a quick look for every stroke, a careful one to keep
 remote.py    the same, over HTTP, by a deployed predictor
 proposals.py which picture to draw on next
+training.py  the command that trains on what was accepted
 studio.py    what the routes do with all of these
 guard.py     who may talk to the server
 server.py    the routes; serve.py the command

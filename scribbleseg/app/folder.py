@@ -42,6 +42,8 @@ from scribbleseg.errors import InputError
 
 ACCEPTED = "accepted"
 """The split that samples are linked into once their masks are accepted."""
+RUNS = "runs"
+"""Where trainings on what was drawn are kept."""
 MAX_PIXELS = 64_000_000
 """Of one photograph; with its probabilities it takes about 16 bytes of memory for each."""
 BLANK = "blank"
@@ -70,8 +72,11 @@ class Folder:
             InputError: the names cannot be used, or a folder of loose photographs was given.
             Refusal: a link leads out of `root`.
         """
-        if not is_plain_name(self.split):
-            raise InputError(f"--split is {self.split!r}; expected one folder name, such as train")
+        if not is_plain_name(self.split) or self.split in (ACCEPTED, RUNS):
+            raise InputError(
+                f"--split is {self.split!r}; expected one folder name, such as train, other than "
+                f"{ACCEPTED} and {RUNS}, which the page writes itself"
+            )
         images = self._folder("images")
         loose = self.root.is_dir() and list_files(self.root, IMAGE_SUFFIXES)
         if loose and not images.is_dir():
@@ -222,20 +227,33 @@ class Folder:
         os.replace(incoming, incoming.with_name(f"{wanted}{suffix}"))
         return wanted
 
-    def collect(self) -> tuple[str, int]:
-        """Bring the samples with accepted masks together; return their split and their number.
+    @property
+    def runs(self) -> Path:
+        """Where trainings on what was drawn are kept, so that the page may load them."""
+        return self._inside(self.root / RUNS)
+
+    def list_runs(self) -> list[str]:
+        """Return the trainings in `runs` that have a checkpoint, sorted."""
+        found = sorted(path.parent for path in self.runs.glob("*/best.json"))
+        return [str(path) for path in found if self._is_inside(path)]
+
+    def collect(self) -> tuple[str, dict[str, int]]:
+        """Bring the samples with accepted masks together.
 
         Training wants strokes and a mask for every photograph of a split. Where some lack them, the
         others are linked into a split of their own, which takes no space.
 
+        Returns:
+            Their split, and when each mask was accepted, in ns, by stem.
+
         Raises:
             Refusal: it cannot be written.
         """
-        pictures = self.pictures()
-        done = [stem for stem, progress in pictures.items() if progress in ("accepted", "changed")]
-        done = [stem for stem in done if self._path("scribbles", stem).is_file()]
+        pictures, masks = self.pictures(), self._changed("ground_truth")
+        drawn = self._changed("scribbles")
+        done = {stem: masks[stem] for stem in pictures if stem in masks and stem in drawn}
         if len(done) == len(pictures):
-            return self.split, len(done)
+            return self.split, done
         there = Folder(root=self.root, split=ACCEPTED)
         try:
             for stem in done:
@@ -246,7 +264,7 @@ class Folder:
                     _link(path, there._folder(kind) / path.name)
         except OSError as error:
             raise not_written(error, self.root / ACCEPTED) from None
-        return ACCEPTED, len(done)
+        return ACCEPTED, done
 
     def _changed(self, kind: Kind) -> dict[str, int]:
         """Return when the files of labels were changed, in ns, by stem."""
@@ -266,12 +284,15 @@ class Folder:
 
     def _inside(self, path: Path) -> Path:
         """Return the path, or refuse one that a link leads out of `root`."""
-        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+        if not self._is_inside(path):
             raise Refusal(
                 HTTPStatus.FORBIDDEN,
                 f"{path}: a link that leads out of {self.root}; put the file itself there",
             )
         return path
+
+    def _is_inside(self, path: Path) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
 
 
 def _require_plain(stem: str) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -97,11 +96,9 @@ class _Checked(nn.Module):
         return self.model(*given)
 
 
-def list_checkpoints(runs: Path) -> list[str]:
-    """Return the checkpoints that the page may load: those that are released, and its own runs."""
-    released = sorted(path.name for path in RELEASED.iterdir() if path.is_dir())
-    trained = sorted(path.parent for path in runs.glob("*/best.json"))
-    return [f"released:{name}" for name in released] + [str(path) for path in trained]
+def list_released() -> list[str]:
+    """Return the checkpoints that come with the package."""
+    return sorted(f"released:{path.name}" for path in RELEASED.iterdir() if path.is_dir())
 
 
 def to_grey(

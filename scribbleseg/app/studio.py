@@ -5,7 +5,6 @@ calls it, and two looks at once would only make both late.
 """
 
 import contextlib
-import hashlib
 import threading
 import time
 from collections import OrderedDict
@@ -23,23 +22,20 @@ from scribbleseg.app.folder import Folder
 from scribbleseg.app.models import (
     Model,
     interruptible,
-    list_checkpoints,
+    list_released,
     load_model,
     to_grey,
     to_mask,
 )
 from scribbleseg.app.proposals import Proposals
-from scribbleseg.app.refusal import Refusal, not_written
+from scribbleseg.app.refusal import Refusal
 from scribbleseg.app.sheets import SHOWN_SIDE, Sheet, Sheets, Stroke
-from scribbleseg.checkpoint import write_bytes
-from scribbleseg.config import to_yaml
+from scribbleseg.app.training import finetune_command
 from scribbleseg.datasets.transforms import fitted_size
 from scribbleseg.scribbles.encode import OBJECT, UNLABELLED
 
 Place = Literal["main", "other"]
 
-RUNS = "runs"
-SETTINGS = "finetune.yaml"
 # How long nobody must have waited for a mask before pictures are looked at unasked.
 _IDLE_SECONDS = 1.0
 # Masks kept in memory, so that undo and redo show them at once.
@@ -93,8 +89,7 @@ class Studio:
 
     def checkpoints(self) -> list[str]:
         """Return the checkpoints that the page may load."""
-        found = list_checkpoints(self.folder.root / RUNS)
-        return list(dict.fromkeys([*self.choices, *found]))
+        return list(dict.fromkeys([*self.choices, *list_released(), *self.folder.list_runs()]))
 
     def load(self, place: Place, checkpoint: str | None) -> None:
         """Put a checkpoint in a place; None empties the place "other".
@@ -207,47 +202,8 @@ class Studio:
         return Masked(grey=grey, seconds=time.perf_counter() - began)
 
     def finetune_command(self) -> tuple[str, int]:
-        """Write the settings of a training on what was accepted; return its command and its size.
-
-        Raises:
-            Refusal: nothing was accepted, the checkpoint is elsewhere, or it cannot be written.
-        """
-        model = self._model("main")
-        split, number = self.folder.collect()
-        if number == 0:
-            raise Refusal(HTTPStatus.CONFLICT, "no mask was accepted yet; accept one first")
-        if model.config is None:
-            raise Refusal(
-                HTTPStatus.CONFLICT,
-                "the network is on another machine; start the page with --checkpoint to train",
-            )
-        config = model.config
-        config = replace(
-            config,
-            init_from=model.name,
-            data=replace(
-                config.data,
-                root=str(self.folder.root),
-                split=split,
-                # With few samples, all are trained on.
-                fold=0 if number >= 4 * config.data.num_folds else None,
-            ),
-            # Weights that have learnt already are only nudged.
-            optim=replace(config.optim, learning_rate=config.optim.learning_rate / 5),
-            train=replace(config.train, epochs=20, validate_every=5),
-        )
-        text = to_yaml(config)
-        settings = self.folder.root / SETTINGS
-        try:
-            write_bytes(settings, text.encode())
-        except OSError as error:
-            raise not_written(error, settings) from None
-        name = f"drawn-{number}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
-        storage = self.folder.root / RUNS
-        return (
-            f"python -m train.finetune {settings} --storage {storage} --name {name}",
-            number,
-        )
+        """Return the command that trains on what was accepted, and on how many samples."""
+        return finetune_command(self.folder, self._model("main"))
 
     def score_when_idle(self) -> None:
         """Look at untouched pictures for as long as the studio is open; runs in a thread."""

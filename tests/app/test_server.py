@@ -343,14 +343,8 @@ def test_pictures_are_looked_at_while_nobody_waits(client, studio, root):
     assert studio.proposals.scores["bad"] == -1 < studio.proposals.scores["photo_0"]
 
 
-def test_what_is_accepted_can_be_trained_on(client, studio, root):
-    refused(client.post("/api/finetune", json={}), 409, "accept one")
-    revision = draw(client, "photo_0", "blank").json()["revision"]
-    client.post("/api/pictures/photo_0/mask", json={"revision": revision})
-    refused(client.post("/api/finetune", json={}), 409, "another machine")
-    (scene,) = list_scenes(root, "accepted", need_masks=True)
-    assert read_scene(scene).mask[40, 40] == 1
-    assert os.path.samefile(scene.image, root / "train" / "images" / "photo_0.png")
+def test_networks_on_other_machines_are_not_trained_here(client):
+    refused(client.post("/api/finetune", json={}), 409, "another machine", "--checkpoint")
 
 
 def test_other_web_pages_are_refused(studio):

@@ -70,7 +70,8 @@ function listPictures() {
   $("done").textContent = $("bar").value = accepted;
   $("all").textContent = server.pictures.length;
   $("bar").max = Math.max(1, server.pictures.length);
-  $("folder").textContent = $("folder").title = server.folder;
+  // It is cut off on its left: the mark keeps its slashes in their places.
+  $("folder").textContent = `\u200e${($("folder").title = server.folder)}`;
   $("empty").hidden = server.pictures.length > 0;
   const untouched = server.pictures.filter(({ progress }) => progress === "untouched").length;
   $("scored").textContent = untouched

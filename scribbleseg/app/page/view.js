@@ -6,7 +6,8 @@ const COLOURS = { 1: "#ffb224", 0: "#5b8cff", 255: "#e8eaf0" };
 const RIM = 0.8; // Pixels of the picture.
 const RIM_COLOUR = "rgba(0, 0, 0, .6)";
 const GROUND = [13, 15, 20];
-const MARGIN = 28;
+const MARGIN = 24;
+const FOOT = 34;
 
 // Where the picture lies in the canvas, in CSS pixels.
 export class Viewport {
@@ -15,10 +16,11 @@ export class Viewport {
   }
 
   fit(width, height, room) {
-    const inner = { width: room.width - 2 * MARGIN, height: room.height - 2 * MARGIN - 24 };
+    // Below it there is a line of advice.
+    const inner = { width: room.width - 2 * MARGIN, height: room.height - 2 * MARGIN - FOOT };
     this.scale = Math.max(0.05, Math.min(inner.width / width, inner.height / height, 8));
     this.x = (room.width - width * this.scale) / 2;
-    this.y = (room.height - 24 - height * this.scale) / 2;
+    this.y = (room.height - FOOT - height * this.scale) / 2;
   }
 
   zoom(factor, x, y) {

@@ -1,0 +1,82 @@
+"""From accepted masks to a new checkpoint in the page, by the command that the page shows."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scribbleseg import checkpoint as checkpoints
+from scribbleseg.app.folder import Folder
+from scribbleseg.app.models import load_model
+from scribbleseg.app.refusal import Refusal
+from scribbleseg.app.sheets import Stroke
+from scribbleseg.app.studio import Studio
+from scribbleseg.config import FinetuneConfig, from_yaml, override
+from scribbleseg.datasets.scenes import list_scenes, read_scene
+from scribbleseg.models import build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """An untrained network."""
+    settings = {"model.width": 8, "model.depth": 3, "data.long_side": 64, "data.crop_size": 64}
+    config = override(FinetuneConfig(), settings)
+    torch.manual_seed(0)
+    folder = tmp_path / "a checkpoint"
+    weights = build_model(config.model).state_dict()
+    checkpoints.write_model(folder, config=config, weights=weights, metrics={})
+    checkpoints.write_manifest(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def studio(root, checkpoint):
+    opened = Studio(Folder(root=root, split="train"), {"main": load_model(checkpoint)})
+    yield opened
+    opened.close()
+
+
+def accept(studio: Studio, stem: str) -> None:
+    stroke = Stroke(label=1, width=5.0, points=[(20.0, 40.0), (60.0, 40.0)])
+    studio.accept(stem, studio.draw(stem, studio.folder.revision(stem), stroke).revision)
+
+
+@pytest.mark.slow
+def test_the_command_trains_and_the_page_loads_what_came_of_it(studio, root):
+    for stem in ("photo_0", "photo_2"):
+        accept(studio, stem)
+    command, number = studio.finetune_command()
+    assert number == 2
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = studio.folder.list_runs()
+    assert run in studio.checkpoints()
+    before = studio.models["main"].careful
+    studio.load("main", run)
+    assert studio.models["main"].name == run and studio.models["main"].careful is not before
+
+
+def test_every_set_of_masks_is_a_run_of_its_own(studio, root):
+    with pytest.raises(Refusal, match="no mask was accepted"):
+        studio.finetune_command()
+    accept(studio, "photo_0")
+    first, _ = studio.finetune_command()
+    (scene,) = list_scenes(root, "accepted", need_masks=True)
+    assert read_scene(scene).mask is not None
+    assert os.path.samefile(scene.image, root / "train" / "images" / "photo_0.png")
+    assert studio.finetune_command()[0] == first
+    accept(studio, "photo_0")
+    assert studio.finetune_command()[0] != first
+    for stem in ("photo_1", "photo_2"):
+        accept(studio, stem)
+    studio.finetune_command()
+    config = from_yaml(FinetuneConfig(), root / "finetune.yaml")
+    assert config.data.split == "train" and config.train.batch_size == 3
