@@ -15,10 +15,8 @@ from scribbleseg.app import folder as folders
 from scribbleseg.app import server
 from scribbleseg.app.server import create_app
 from scribbleseg.datasets.scenes import (
-    list_scenes,
     read_image,
     read_mask,
-    read_scene,
     read_scribbles,
 )
 from scribbleseg.errors import InputError
