@@ -236,9 +236,8 @@ def predict_on_ray(
     # Ray's core warns that what actors are made of could be lost; the driver holds it.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     start_ray(job.launch)
-    # Ray tells of every operator; what a person needs is said here.
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # Ray tells of every operator and lost worker; what a person needs is said here.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -280,7 +279,9 @@ def predict_on_ray(
         for row in rows:
             del lost[row["stem"]]
         yield [Failure(row["file"], row["reason"]) if row["file"] else None for row in rows]
-    why = f"lost with its worker, {launch.max_failures + 1} times; too large for its memory?"
+    why = (
+        f"lost with its worker, {launch.max_failures + 1} times; is one of these too large for it?"
+    )
     yield [Failure(f"{job.folders.images}/{image}", why) for image in lost.values()]
 
 
@@ -293,8 +294,8 @@ def _watch(outcomes: Iterable[Sequence[Failure | None]], total: int) -> Iterator
 
     On a terminal as a bar; elsewhere a line now and then, for whoever reads the log.
     """
+    done = at_first = 0
     began = told = time.monotonic()
-    done = 0
     bar: Any = tqdm(total=total, unit="image", leave=False, disable=None, smoothing=0.05)
     with bar:
         for part in outcomes:
@@ -302,13 +303,16 @@ def _watch(outcomes: Iterable[Sequence[Failure | None]], total: int) -> Iterator
             bar.update(len(part))
             yield from (failure for failure in part if failure is not None)
             now = time.monotonic()
+            if not at_first:
+                # What came before is the workers' start, which says nothing of their pace.
+                at_first, began, told = done, now, now - SECONDS_BETWEEN_LINES
             # The first line comes early: it tells whether this is a matter of minutes or days.
-            if bar.disable and (now - told > SECONDS_BETWEEN_LINES or told == began):
+            elif bar.disable and now - told > SECONDS_BETWEEN_LINES:
                 told = now
-                left = (now - began) / done * (total - done)
+                pace = (done - at_first) / (now - began)
                 sys.stderr.write(
-                    f"{done} of {total} images, {done / (now - began):.2f} a second, about "
-                    f"{left / 60:.0f} min left\n"
+                    f"{done} of {total} images, {pace:.2f} a second, about "
+                    f"{(total - done) / pace / 60:.0f} min left\n"
                 )
 
 

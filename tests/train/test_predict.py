@@ -21,7 +21,13 @@ from scribbleseg.models import build_model
 from scribbleseg.predict import load, predict_folder
 from tests.conftest import write_scenes
 from tests.train.test_finetune import ROOT, wait_for
+from tests.tune import test_sweep_cluster
+from tests.tune.test_sweep import family
+from tests.tune.test_sweep_cluster import node, on
 from train.predict import main
+
+# The fixture, which pytest finds by this name.
+head = test_sweep_cluster.head
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +171,10 @@ def test_killed_and_started_again_it_repeats_nothing(checkpoint, tmp_path):
         start_new_session=True,
     )
     wait_for(lambda: len(list(out.glob("*.png"))) > 50, driver)
-    family = psutil.Process(driver.pid).children(recursive=True)
+    rays = family(driver)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    wait_for(lambda: not any(process.is_running() for process in family), None)
+    wait_for(lambda: not any(process.is_running() for process in rays), None)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert 50 < len(times) < 400
     done = run(checkpoint, split, out, "--probabilities")
@@ -186,9 +192,39 @@ def test_a_killed_worker_is_replaced_and_what_it_wrote_is_kept(checkpoint, tmp_p
     command = arguments(checkpoint, split, out, "--launch.num-workers=2", "--probabilities")
     driver = subprocess.Popen([sys.executable, "-m", "train.predict", *command], cwd=ROOT)
     wait_for(lambda: len(list(out.glob("*.png"))) > 50, driver)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    workers = [process for process in family if "MapWorker" in " ".join(process.cmdline())]
-    assert len(workers) == 2
-    workers[0].kill()
+    mask_actors(driver)[0].kill()
     assert driver.wait(timeout=240) == 0
     assert written(out) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [1], indirect=True)
+def test_a_lost_node_costs_no_mask(head, checkpoint, tmp_path):
+    """Two nodes of one core, a worker on each; then one node."""
+    write_scenes(tmp_path, "many", 400)
+    split, out = tmp_path / "many", tmp_path / "out"
+    expected = plain(checkpoint, split, tmp_path / "plain")
+    command = arguments(
+        checkpoint, split, out, "--launch.num-workers=2", "--launch.min-workers=1",
+        "--launch.cpus-per-worker=1", "--probabilities",
+    )  # fmt: skip
+    with node(f"--address={head.address}", "--num-cpus=1") as second:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "train.predict", *command],
+            cwd=ROOT,
+            env=on(head),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: len(list(out.glob("*.png"))) > 50 and mask_actors(second), driver)
+        for process in [*family(second), second]:
+            process.kill()
+        _, errors = driver.communicate(timeout=400)
+    assert driver.returncode == 0, errors
+    assert written(out) == expected
+
+
+def mask_actors(process: subprocess.Popen) -> list[psutil.Process]:
+    """The workers below a process."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [each for each in below if "MaskActor" in " ".join(each.cmdline())]
