@@ -176,6 +176,10 @@ def build(service: Service, token: str | None) -> Any:
             "min_replicas": service.min_replicas,
             "max_replicas": service.max_replicas,
             "target_ongoing_requests": 1.5 * batch_size,
+            # A person waits for a mask: sooner up than Serve's 30 seconds, and as slowly down.
+            "metrics_interval_s": 2,
+            "look_back_period_s": 10,
+            "upscale_delay_s": 5,
         },
         health_check_period_s=5,
         ray_actor_options={

@@ -45,7 +45,7 @@ PROG = "python -m train.predict"
 RECORD, FAILED = "predict.json", "failed.csv"
 # A worker reports after so many photographs; a GPU would wait for its driver if it were few.
 PER_TABLE_CPU, PER_TABLE_GPU = 8, 64
-SECONDS_BETWEEN_LINES = 60.0
+SECONDS_TO_FIRST, SECONDS_BETWEEN_LINES = 5.0, 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,8 +305,8 @@ def _watch(outcomes: Iterable[Sequence[Failure | None]], total: int) -> Iterator
             now = time.monotonic()
             if not at_first:
                 # What came before is the workers' start, which says nothing of their pace.
-                at_first, began, told = done, now, now - SECONDS_BETWEEN_LINES
-            # The first line comes early: it tells whether this is a matter of minutes or days.
+                # The first line comes soon: it tells whether this is a matter of minutes or days.
+                at_first, began, told = done, now, now - SECONDS_BETWEEN_LINES + SECONDS_TO_FIRST
             elif bar.disable and now - told > SECONDS_BETWEEN_LINES:
                 told = now
                 pace = (done - at_first) / (now - began)
