@@ -48,7 +48,7 @@ def test_no_module_of_the_library_imports_ray():
     code = (
         "import importlib, sys\n"
         f"for name in {MODULES!r}: importlib.import_module(name)\n"
-        "bad = [m for m in ('ray', 'train', 'tune', 'optuna') if m in sys.modules]\n"
+        "bad = [m for m in ('ray', 'train', 'tune', 'deploy', 'optuna') if m in sys.modules]\n"
         "sys.exit(f'imported: {bad}' if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
@@ -71,8 +71,9 @@ def test_a_room_sees_only_rooms_before_it(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "train").rglob("*.py")), ids=str)
-def test_train_never_imports_tune(path):
-    assert not {name for name in imported(path) if name.split(".")[0] in ("tune", "optuna")}
+def test_train_never_imports_tune_or_deploy(path):
+    above = ("tune", "optuna", "deploy")
+    assert not {name for name in imported(path) if name.split(".")[0] in above}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -5,9 +5,7 @@ by the workers, one at a time, so that neither the driver nor Ray's object store
 mask that is there is not made again: the same command goes on after any loss.
 """
 
-import csv
 import hashlib
-import io
 import logging
 import os
 import sys
@@ -19,16 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from pyarrow.fs import FileSelector, FileType
 from tqdm import tqdm
 
 from scribbleseg.cli import exit_status, say
 from scribbleseg.config import parse_arguments, require, to_dict
-from scribbleseg.datasets.files import IMAGE_SUFFIXES, reason
-from scribbleseg.datasets.scenes import LABEL_SUFFIXES
 from scribbleseg.errors import InputError
 from scribbleseg.predict import Predictor, load
-from scribbleseg.runs import RunFolder, open_storage
 from train.launch import (
     ClusterConfig,
     Resources,
@@ -39,10 +33,10 @@ from train.launch import (
     this_machine,
     wait_for_room,
 )
-from train.masks import Drawn, Failure, Folders, MaskActor, MaskMaker, Wishes, is_whole
+from train.masks import Drawn, Failure, Folders, MaskActor, MaskMaker, Wishes
+from train.worklist import FAILED, list_work, require_same_masks, write_failures
 
 PROG = "python -m train.predict"
-RECORD, FAILED = "predict.json", "failed.csv"
 # A worker reports after so many photographs; a GPU would wait for its driver if it were few.
 PER_TABLE_CPU, PER_TABLE_GPU = 8, 64
 SECONDS_TO_FIRST, SECONDS_BETWEEN_LINES = 5.0, 60.0
@@ -103,27 +97,15 @@ class PredictJob:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What is to be done, by file names alone."""
-
-    drawn: list[Drawn]
-    """Photographs without a mask, sorted."""
-    failures: list[Failure]
-    """Files that have no partner, or one too many."""
-    num_done: int
-    """Photographs whose masks are there."""
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     job: PredictJob = parse_arguments(PredictJob, arguments, prog=PROG)
     folders, target = job.folders, job.folders.target
-    if len({folders.images, folders.scribbles, folders.out}) < 3:
+    if len({place.rstrip("/") for place in (folders.images, folders.scribbles, folders.out)}) < 3:
         raise InputError(f"{job.out}: the masks would replace what is read; give another --out")
     predictor = load(job.checkpoint, device="cpu", flip=job.flip, edges=job.edges)
     work = list_work(folders, job.probabilities)
-    _require_same_masks(target, _record(predictor, job), work)
+    require_same_masks(folders, _record(predictor, job), work)
     total = len(work.drawn) + work.num_done + len(work.failures)
     say(f"{job.images}: {total} photograph(s), {work.num_done} with a mask already")
     failures = list(work.failures)
@@ -132,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
         if not job.launch.is_alone:
             outcomes = predict_on_ray(predictor, job, work.drawn)
         failures += list(_watch(outcomes, len(work.drawn)))
-    _write_failures(target, failures)
+    write_failures(target, failures)
     say(f"{job.out}: {total - len(failures)} mask(s)")
     if failures:
         first = failures[0]
@@ -141,73 +123,6 @@ def main(arguments: Sequence[str]) -> None:
             f"{job.out}/{FAILED}, such as {first.file}: {first.reason}; mend or remove them, and "
             "the same command does the rest"
         )
-
-
-def list_work(folders: Folders, probabilities: bool) -> Work:
-    """List the three folders, and return what is still to be done.
-
-    Raises:
-        InputError: a folder is missing, unreadable, or holds no photograph.
-    """
-    failures: list[Failure] = []
-    images = _by_stem(folders.images, IMAGE_SUFFIXES, failures)
-    scribbles = _by_stem(folders.scribbles, LABEL_SUFFIXES, failures)
-    if not images:
-        raise InputError(f"{folders.images}: found no .jpg or .png file, expected photographs")
-    done = _stems_done(folders.target)
-    if probabilities:
-        done &= _stems_done(folders.target.child("probabilities"))
-    for lacking, folder, file in (
-        (images.keys() - scribbles.keys(), folders.images, images),
-        (scribbles.keys() - images.keys(), folders.scribbles, scribbles),
-    ):
-        other = folders.scribbles if folder == folders.images else folders.images
-        failures += [
-            Failure(f"{folder}/{file[stem]}", f"no file of that stem in {other}")
-            for stem in sorted(lacking)
-        ]
-    both = sorted(images.keys() & scribbles.keys())
-    return Work(
-        drawn=[Drawn(images[stem], scribbles[stem]) for stem in both if stem not in done],
-        failures=failures,
-        num_done=sum(stem in done for stem in both),
-    )
-
-
-def _by_stem(folder: str, suffixes: Sequence[str], failures: list[Failure]) -> dict[str, str]:
-    """Return the files' names by stem; of two with one stem, the second is a failure."""
-    filesystem, path = open_storage(folder)
-    try:
-        infos = filesystem.get_file_info(FileSelector(path))
-    except OSError as error:
-        raise InputError(
-            f"{folder}: {reason(error)[:300]}; expected a folder of {' or '.join(suffixes)} files"
-        ) from None
-    names = sorted(info.base_name for info in infos if info.type == FileType.File)
-    found: dict[str, str] = {}
-    for name in names:
-        stem, dot, suffix = name.rpartition(".")
-        if name.startswith(".") or dot + suffix.lower() not in suffixes:
-            continue
-        if stem in found:
-            failures.append(
-                Failure(f"{folder}/{name}", f"{found[stem]} has the same stem, and is used")
-            )
-            continue
-        found[stem] = name
-    return found
-
-
-def _stems_done(target: RunFolder) -> set[str]:
-    """Return the stems of the PNG files in a folder, which may be missing."""
-    try:
-        infos = target.filesystem.get_file_info(FileSelector(target.path, allow_not_found=True))
-    except OSError as error:
-        raise InputError(
-            f"{target.path}: {reason(error)[:300]}; expected a folder for the masks"
-        ) from None
-    names = (info.base_name for info in infos if is_whole(info))
-    return {name.removesuffix(".png") for name in names if name.endswith(".png")}
 
 
 def predict_here(
@@ -328,36 +243,6 @@ def _record(predictor: Predictor, job: PredictJob) -> dict[str, Any]:
         "honour_strokes": job.honour_strokes,
         "sure": job.sure,
     }
-
-
-def _require_same_masks(target: RunFolder, record: dict[str, Any], work: Work) -> None:
-    """Write what the masks of a folder are made by, or raise where others are there."""
-    found = target.read_json(RECORD)
-    remedy = "give another --out, or remove it"
-    if found is None and work.num_done:
-        raise InputError(
-            f"{target.path}: holds {work.num_done} mask(s) and no {RECORD}, so nothing tells what "
-            f"made them; {remedy}"
-        )
-    if found is not None and found != record:
-        differ = ", ".join(key for key in record if found.get(key) != record[key])
-        raise InputError(
-            f"{target.path}: holds masks that were made otherwise ({differ} differ); {remedy}"
-        )
-    if found is None:
-        target.write_json(RECORD, record)
-
-
-def _write_failures(target: RunFolder, failures: Sequence[Failure]) -> None:
-    """Write failed.csv; without failures, remove an older one."""
-    if failures:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([Failure._fields, *failures])
-        target.write_file(FAILED, text.getvalue().encode())
-        return
-    older = f"{target.path}/{FAILED}"
-    if target.filesystem.get_file_info(older).type == FileType.File:
-        target.filesystem.delete_file(older)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,132 @@
+"""What a batch prediction has to do, told by the names in its folders, and what is kept of it.
+
+OUT/STEM.png            the masks
+OUT/probabilities/      where they are wanted
+OUT/predict.json        what made the masks, so that no others come between them
+OUT/failed.csv          files that cannot be used, and why
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyarrow.fs import FileSelector, FileType
+
+from scribbleseg.datasets.files import IMAGE_SUFFIXES, reason
+from scribbleseg.datasets.scenes import LABEL_SUFFIXES
+from scribbleseg.errors import InputError
+from scribbleseg.runs import RunFolder, open_storage
+from train.masks import Drawn, Failure, Folders, is_whole
+
+RECORD, FAILED = "predict.json", "failed.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be done, by file names alone."""
+
+    drawn: list[Drawn]
+    """Photographs without a mask, sorted."""
+    failures: list[Failure]
+    """Files that have no partner, or one too many."""
+    num_done: int
+    """Photographs whose masks are there."""
+
+
+def list_work(folders: Folders, probabilities: bool) -> Work:
+    """List the three folders, and return what is still to be done.
+
+    Raises:
+        InputError: a folder is missing, unreadable, or holds no photograph.
+    """
+    failures: list[Failure] = []
+    images = _by_stem(folders.images, IMAGE_SUFFIXES, failures)
+    scribbles = _by_stem(folders.scribbles, LABEL_SUFFIXES, failures)
+    if not images:
+        raise InputError(f"{folders.images}: found no .jpg or .png file, expected photographs")
+    done = _stems_done(folders.target)
+    if probabilities:
+        done &= _stems_done(folders.target.child("probabilities"))
+    for lacking, folder, file in (
+        (images.keys() - scribbles.keys(), folders.images, images),
+        (scribbles.keys() - images.keys(), folders.scribbles, scribbles),
+    ):
+        other = folders.scribbles if folder == folders.images else folders.images
+        failures += [
+            Failure(f"{folder}/{file[stem]}", f"no file of that stem in {other}")
+            for stem in sorted(lacking)
+        ]
+    both = sorted(images.keys() & scribbles.keys())
+    return Work(
+        drawn=[Drawn(images[stem], scribbles[stem]) for stem in both if stem not in done],
+        failures=failures,
+        num_done=sum(stem in done for stem in both),
+    )
+
+
+def _by_stem(folder: str, suffixes: Sequence[str], failures: list[Failure]) -> dict[str, str]:
+    """Return the files' names by stem; of two with one stem, the second is a failure."""
+    filesystem, path = open_storage(folder)
+    try:
+        infos = filesystem.get_file_info(FileSelector(path))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: {reason(error)[:300]}; expected a folder of {' or '.join(suffixes)} files"
+        ) from None
+    names = sorted(info.base_name for info in infos if info.type == FileType.File)
+    found: dict[str, str] = {}
+    for name in names:
+        stem, dot, suffix = name.rpartition(".")
+        if name.startswith(".") or dot + suffix.lower() not in suffixes:
+            continue
+        if stem in found:
+            failures.append(
+                Failure(f"{folder}/{name}", f"{found[stem]} has the same stem, and is used")
+            )
+            continue
+        found[stem] = name
+    return found
+
+
+def _stems_done(target: RunFolder) -> set[str]:
+    """Return the stems of the PNG files in a folder, which may be missing."""
+    try:
+        infos = target.filesystem.get_file_info(FileSelector(target.path, allow_not_found=True))
+    except OSError as error:
+        raise InputError(
+            f"{target.path}: {reason(error)[:300]}; expected a folder for the masks"
+        ) from None
+    names = (info.base_name for info in infos if is_whole(info))
+    return {name.removesuffix(".png") for name in names if name.endswith(".png")}
+
+
+def require_same_masks(folders: Folders, record: Mapping[str, Any], work: Work) -> None:
+    """Write what the masks of a folder are made by, or raise where others are there."""
+    found = folders.target.read_json(RECORD)
+    remedy = "give another --out, or remove it"
+    if found is None and work.num_done:
+        raise InputError(
+            f"{folders.out}: holds {work.num_done} mask(s) and no {RECORD}, so nothing tells what "
+            f"made them; {remedy}"
+        )
+    if found is not None and found != record:
+        differ = ", ".join(key for key in record if found.get(key) != record[key])
+        raise InputError(
+            f"{folders.out}: holds masks that were made otherwise ({differ} differ); {remedy}"
+        )
+    if found is None:
+        folders.target.write_json(RECORD, record)
+
+
+def write_failures(target: RunFolder, failures: Sequence[Failure]) -> None:
+    """Write failed.csv; without failures, remove an older one."""
+    if failures:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([Failure._fields, *failures])
+        target.write_file(FAILED, text.getvalue().encode())
+        return
+    older = f"{target.path}/{FAILED}"
+    if target.filesystem.get_file_info(older).type == FileType.File:
+        target.filesystem.delete_file(older)
