@@ -177,8 +177,7 @@ def build(service: Service, token: str | None) -> Any:
             "max_replicas": service.max_replicas,
             "target_ongoing_requests": 1.5 * batch_size,
             # A person waits for a mask: sooner up than Serve's 30 seconds, and as slowly down.
-            "metrics_interval_s": 2,
-            "look_back_period_s": 10,
+            "look_back_period_s": 15,
             "upscale_delay_s": 5,
         },
         health_check_period_s=5,

@@ -7,6 +7,7 @@ mask that is there is not made again: the same command goes on after any loss.
 
 import hashlib
 import logging
+import math
 import os
 import sys
 import time
@@ -33,12 +34,12 @@ from train.launch import (
     this_machine,
     wait_for_room,
 )
-from train.masks import Drawn, Failure, Folders, MaskActor, MaskMaker, Wishes
+from train.masks import SCENES_AHEAD, Drawn, Failure, Folders, MaskActor, MaskMaker, Wishes
 from train.worklist import FAILED, list_work, require_same_masks, write_failures
 
 PROG = "python -m train.predict"
-# A worker reports after so many photographs; a GPU would wait for its driver if it were few.
-PER_TABLE_CPU, PER_TABLE_GPU = 8, 64
+# Enough that the workers end together, and no more, since Ray keeps a record of each.
+TABLES_PER_WORKER = 100
 SECONDS_TO_FIRST, SECONDS_BETWEEN_LINES = 5.0, 60.0
 
 
@@ -162,8 +163,7 @@ def predict_on_ray(
     resources = plan_resources(launch, living_nodes(), can_grow=not launch.is_local)
     wait_for_room(launch, resources)
     held = ray.put(predictor)
-    most = PER_TABLE_GPU if resources.gpus else PER_TABLE_CPU
-    size = min(most, -(-len(drawn) // launch.num_workers))
+    size = max(SCENES_AHEAD, math.ceil(len(drawn) / (TABLES_PER_WORKER * launch.num_workers)))
     tables = [
         pa.Table.from_pylist([row._asdict() for row in drawn[start : start + size]])
         for start in range(0, len(drawn), size)
@@ -192,7 +192,7 @@ def predict_on_ray(
         if rows and not rows[0]["stem"]:
             raise OSError(f"{rows[0]['file']}: {rows[0]['reason']}")
         for row in rows:
-            del lost[row["stem"]]
+            lost.pop(row["stem"], None)
         yield [Failure(row["file"], row["reason"]) if row["file"] else None for row in rows]
     why = (
         f"lost with its worker, {launch.max_failures + 1} times; is one of these too large for it?"
