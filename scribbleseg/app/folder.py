@@ -45,7 +45,7 @@ ACCEPTED = "accepted"
 RUNS = "runs"
 """Where trainings on what was drawn are kept."""
 MAX_PIXELS = 64_000_000
-"""Of one photograph; with its probabilities it takes about 16 bytes of memory for each."""
+"""Of one photograph; with its probabilities it takes about 30 bytes of memory for each."""
 BLANK = "blank"
 """The revision of strokes that do not exist."""
 

@@ -39,7 +39,7 @@ Place = Literal["main", "other"]
 # How long nobody must have waited for a mask before pictures are looked at unasked.
 _IDLE_SECONDS = 1.0
 # Masks kept in memory, so that undo and redo show them at once.
-_MASKS_KEPT = 16
+_MASKS_KEPT = 8
 
 
 @dataclass(frozen=True, kw_only=True)

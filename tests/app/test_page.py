@@ -2,7 +2,9 @@
 
 import base64
 import contextlib
+import errno
 import io
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -248,14 +250,93 @@ def test_every_control_has_a_label_and_a_key(page, root):
         expect(hint).to_contain_text("Draw one stroke on the object")
 
 
-def test_touch_draws_with_one_finger(browser, root):
+def test_one_finger_draws_and_two_zoom(browser, root):
     context = browser.new_context(viewport={"width": 800, "height": 900}, has_touch=True)
     page = context.new_page()
     with serving(root, stub("near")) as address:
         page.goto(address)
-        expect(page.locator("#name")).to_contain_text("photo", timeout=PATIENCE)
+        expect(page.locator("#badge")).to_have_text("untouched", timeout=PATIENCE)
         box = page.locator("#view").bounding_box()
-        page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        before = picture(page.locator("#view"))
+        fingers = page.context.new_cdp_session(page)
+
+        def touch(kind: str, *places: tuple[float, float]) -> None:
+            points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", (x - 20, y))
+        touch("touchStart", (x - 20, y), (x + 20, y))
+        for apart in (40, 60, 80):
+            touch("touchMove", (x - apart, y), (x + apart, y))
+        touch("touchEnd")
+        page.wait_for_timeout(300)
+        assert (picture(page.locator("#view")) != before).any()
+        assert not (root / "train" / "scribbles").exists()
+
+        page.touchscreen.tap(x, y)
         expect(page.locator("#badge")).to_have_text("strokes saved", timeout=PATIENCE)
     context.close()
     assert len(list((root / "train" / "scribbles").iterdir())) == 1
+
+
+def test_wheel_and_space_zoom_and_pan_without_drawing(page, root):
+    with serving(root, stub("near")) as address:
+        page.goto(address)
+        expect(page.locator("#badge")).to_have_text("untouched")
+        view = page.locator("#view")
+        box = view.bounding_box()
+        page.mouse.move(box["x"] + 300, box["y"] + 300)
+        page.wait_for_timeout(200)
+        shots = [picture(view)]
+        page.mouse.wheel(0, -400)
+        page.wait_for_timeout(200)
+        shots.append(picture(view))
+        page.keyboard.down(" ")
+        page.mouse.down()
+        page.mouse.move(box["x"] + 380, box["y"] + 350, steps=4)
+        page.mouse.up()
+        page.keyboard.up(" ")
+        page.wait_for_timeout(200)
+        shots.append(picture(view))
+        assert (shots[0] != shots[1]).any() and (shots[1] != shots[2]).any()
+        assert not (root / "train" / "scribbles").exists()
+
+
+def test_next_and_the_list_go_from_picture_to_picture(page, root):
+    with serving(root, stub("near")) as address:
+        page.goto(f"{address}#photo_1")
+        name = page.locator("#name")
+        expect(name).to_contain_text("photo_1")
+        page.keyboard.press("k")
+        expect(name).to_contain_text("photo_0")
+        page.locator("#pictures button", has_text="photo_2").click()
+        expect(name).to_contain_text("photo_2")
+        stroke(page, (0.4, 0.4), (0.6, 0.4))
+        expect(page.locator("#badge")).to_have_text("strokes saved")
+        page.keyboard.press("Enter")
+        expect(page.locator("#badge")).to_have_text("mask accepted")
+        expect(page.locator("#done")).to_have_text("1")
+        page.keyboard.press("n")
+        expect(name).not_to_contain_text("photo_2")
+        expect(page.locator("#badge")).to_have_text("untouched")
+
+
+def test_strokes_that_cannot_be_saved_are_taken_off_the_picture(page, root, monkeypatch):
+    with serving(root, stub("near")) as address:
+        page.goto(address)
+        expect(page.locator("#badge")).to_have_text("untouched")
+        bare = picture(page.locator("#view"))
+
+        def full(*given):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            stroke(page, (0.4, 0.4), (0.6, 0.4))
+            expect(page.locator("#message")).to_contain_text("free some space")
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(200)
+        assert np.array_equal(picture(page.locator("#view")), bare)
+        stroke(page, (0.4, 0.4), (0.6, 0.4))
+        expect(page.locator("#badge")).to_have_text("strokes saved")
