@@ -2,6 +2,7 @@
 
 ```
 folder.py    the data-contract folder that is drawn into; nothing outside it is touched
+arrivals.py  photographs that come in, made to keep that contract
 sheets.py    the pictures that are open: decoded once, with their strokes and these strokes' past
 models.py    checkpoints as the page uses them: a quick look for every stroke, a careful one to keep
 remote.py    the same, over HTTP, by a deployed predictor

@@ -9,7 +9,6 @@ Names come from a browser, and files may be links: no path outside ROOT is ever 
 """
 
 import hashlib
-import io
 import os
 import shutil
 from dataclasses import dataclass
@@ -19,16 +18,11 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
+from scribbleseg.app.arrivals import made_fit, require_size
 from scribbleseg.app.refusal import Refusal, not_written
 from scribbleseg.checkpoint import is_plain_name, write_bytes
-from scribbleseg.datasets.files import (
-    IMAGE_SUFFIXES,
-    bits_per_channel,
-    has_alpha,
-    open_picture,
-)
+from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
     list_files,
@@ -44,16 +38,11 @@ ACCEPTED = "accepted"
 """The split that samples are linked into once their masks are accepted."""
 RUNS = "runs"
 """Where trainings on what was drawn are kept."""
-MAX_PIXELS = 64_000_000
-"""Of one photograph; with its probabilities it takes about 30 bytes of memory for each."""
 BLANK = "blank"
 """The revision of strokes that do not exist."""
 
 Kind = Literal["scribbles", "ground_truth"]
 Progress = Literal["untouched", "drawn", "changed", "accepted"]
-
-# EXIF's tag of how a camera was held; 1 is upright.
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +123,7 @@ class Folder:
             InputError: it does not keep the data contract.
         """
         path = self.image_path(stem)
-        _require_size(path.name, path)
+        require_size(path.name, path)
         return read_image(path)
 
     def revision(self, stem: str) -> str:
@@ -154,7 +143,7 @@ class Folder:
         path = self._path(kind, stem)
         if not path.is_file():
             return None
-        _require_size(path.name, path)
+        require_size(path.name, path)
         labels = read_scribbles(path) if kind == "scribbles" else read_mask(path)
         require_same_size(path, labels, self.image_path(stem), image)
         return labels
@@ -213,8 +202,8 @@ class Folder:
 
     def _keep(self, incoming: Path, name: str) -> str:
         """Move a file that has arrived to its place among the photographs."""
-        _require_size(name, incoming)
-        suffix = _made_fit(incoming, name)
+        require_size(name, incoming)
+        suffix = made_fit(incoming, name)
         stem = os.path.splitext(name)[0]
         taken = list_files(incoming.parent, IMAGE_SUFFIXES)
         content = incoming.read_bytes()
@@ -302,52 +291,6 @@ def _require_plain(stem: str) -> None:
             HTTPStatus.BAD_REQUEST,
             f"{stem[:80]!r}: expected a plain file name without folders; rename it",
         )
-
-
-def _require_size(name: str, path: Path) -> None:
-    """Refuse a picture that would take too much memory; only its header is read."""
-    pixels = "too many"
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height <= MAX_PIXELS:
-                return
-            pixels = f"{picture.width}x{picture.height}"
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        pass
-    except Exception:
-        # Whoever decodes it says what is wrong with it.
-        return
-    raise Refusal(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"{name}: found {pixels} pixels, expected at most {MAX_PIXELS // 10**6} megapixels; scale "
-        "it down first",
-    )
-
-
-def _made_fit(path: Path, name: str) -> str:
-    """Rewrite a picture that does not keep the data contract; return the suffix that fits it."""
-    try:
-        with open_picture(path, ("JPEG", "PNG", "WEBP")) as picture:
-            deep = bits_per_channel(path) > 8 or picture.mode not in (
-                ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
-            )
-            turned = picture.getexif().get(_ORIENTATION, 1) != 1
-            if deep:
-                raise InputError(
-                    f"{name}: found {picture.mode} pixels, expected 8-bit RGB; export it so"
-                )
-            if picture.format == "JPEG" and not turned:
-                return ".jpg"
-            if picture.format == "PNG" and not turned and not has_alpha(picture):
-                return ".png"
-            upright = ImageOps.exif_transpose(picture).convert("RGBA")
-    except InputError as error:
-        raise InputError(str(error).replace(str(path), name)) from None
-    ground = Image.new("RGBA", upright.size, "white")
-    stored = io.BytesIO()
-    Image.alpha_composite(ground, upright).convert("RGB").save(stored, "PNG")
-    write_bytes(path, stored.getvalue())
-    return ".png"
 
 
 def _link(path: Path, target: Path) -> None:

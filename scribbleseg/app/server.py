@@ -65,6 +65,7 @@ def create_app(studio: Studio, *, hosts: Collection[str] = (), token: str | None
                 InputError: unusable,
                 MemoryError: out_of_memory,
                 OSError: unreadable,
+                Exception: failed,
             },
         ),
         hosts=hosts,
@@ -313,4 +314,10 @@ async def unreadable(request: Request, error: Exception) -> Response:
     """Answer that the folder cannot be used, which is nothing that the page did wrong."""
     assert isinstance(error, OSError)
     message = f"{error.filename or 'the folder'}: {error.strerror or error}"
+    return JSONResponse({"error": message}, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """Answer that this is a fault of the server; uvicorn tells of it in the terminal."""
+    message = "the server failed; its terminal says how; what was saved before is safe"
     return JSONResponse({"error": message}, HTTPStatus.INTERNAL_SERVER_ERROR)

@@ -2,8 +2,10 @@
 
 import * as client from "./client.js";
 import { bind } from "./commands.js";
+import { dropped, isPicture } from "./drop.js";
 import { Past } from "./past.js";
 import { listen } from "./pointer.js";
+import * as rail from "./rail.js";
 import { Strokes, View, Viewport } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -16,6 +18,7 @@ const REST = 1200; // Milliseconds without a stroke after which the network look
 
 let server = { pictures: [], models: {}, checkpoints: [] };
 let current = null; // The open picture: what the server told of it, its past and its strokes.
+let opening = null; // The picture that was chosen last.
 let tool = "object";
 let brush = 8; // In pixels of the picture that is shown.
 let stroke = null;
@@ -49,68 +52,24 @@ function hint() {
     : "Add strokes where the mask is wrong; press Enter when it is right, then N for the next picture.";
 }
 
-// --- The list of pictures -----------------------------------------------------------------------
-
 async function refresh() {
   server = await client.state();
-  listPictures();
-  listModels();
+  list();
+  rail.listModels(server);
 }
 
-function listPictures() {
-  const list = $("pictures");
-  const items = new Map([...list.children].map((item) => [item.dataset.stem, item]));
-  list.replaceChildren(...server.pictures.map(({ stem, progress }) => {
-    const item = items.get(stem) ?? pictureItem(stem);
-    item.dataset.progress = progress;
-    item.querySelector("button").ariaCurrent = String(stem === current?.stem);
-    return item;
-  }));
-  const accepted = server.pictures.filter(({ progress }) => progress === "accepted").length;
-  $("done").textContent = $("bar").value = accepted;
-  $("all").textContent = server.pictures.length;
-  $("bar").max = Math.max(1, server.pictures.length);
-  // It is cut off on its left: the mark keeps its slashes in their places.
-  $("folder").textContent = `\u200e${($("folder").title = server.folder)}`;
-  $("empty").hidden = server.pictures.length > 0;
-  const untouched = server.pictures.filter(({ progress }) => progress === "untouched").length;
-  $("scored").textContent = untouched
-    ? `${untouched - server.unscored} of ${untouched} untouched looked at`
-    : "No picture is untouched";
-}
-
-function pictureItem(stem) {
-  const item = document.createElement("li"), button = document.createElement("button");
-  item.dataset.stem = stem;
-  const image = Object.assign(new Image(), { loading: "lazy", alt: "", src: client.thumbnail(stem) });
-  image.addEventListener("error", () => item.classList.add("broken"));
-  const name = Object.assign(document.createElement("span"), { textContent: stem });
-  button.append(image, name);
-  button.addEventListener("click", () => openPicture(stem));
-  item.append(button);
-  return item;
-}
-
-function listModels() {
-  for (const place of ["main", "other"]) {
-    const chosen = server.models[place] ?? "";
-    const names = place === "other" ? ["", ...server.checkpoints] : server.checkpoints;
-    $(place).replaceChildren(...[...new Set([...names, chosen])].filter((name) => name || place === "other")
-      .map((name) => new Option(name || "nothing", name, false, name === chosen)));
-  }
-  const { main, other } = server.models;
-  $("second").hidden = other === undefined;
-  $("caption").textContent = other === undefined ? "" : main;
-  $("otherCaption").textContent = other ?? "";
-}
+const list = () => rail.listPictures(server, current?.stem, openPicture);
 
 // --- One picture --------------------------------------------------------------------------------
 
 const openPicture = tried(async (stem) => {
   tell(null);
+  const mine = (opening = stem);
   await saving;
   const told = await client.open(stem);
   const [photo, drawn] = await Promise.all([client.photo(stem), client.strokes(stem)]);
+  // Another one was chosen while this one came in.
+  if (mine !== opening) return;
   const strokes = new Strokes(photo.width, photo.height);
   strokes.replace(drawn);
   current = { ...told, photo, strokes, past: new Past(stem, told.revision) };
@@ -137,7 +96,7 @@ function showProgress(progress) {
   $("undo").disabled = current.past.undo.length === 0;
   $("redo").disabled = current.past.redo.length === 0;
   $("clear").disabled = current.past.revision === BLANK;
-  listPictures();
+  list();
   hint();
 }
 
@@ -327,29 +286,6 @@ const add = tried(async (files) => {
   if (failures.length) tell(failures.length === 1 ? failures[0] : `${failures.length} files were not added. ${failures[0]}`);
 });
 
-// All files of what was dropped, folders included.
-async function dropped(items) {
-  const files = [];
-  const walk = async (entry) => {
-    if (entry.isFile) files.push(await new Promise((good, bad) => entry.file(good, bad)));
-    const reader = entry.isDirectory ? entry.createReader() : null;
-    for (let batch = [1]; reader !== null && batch.length > 0;) {
-      batch = await new Promise((good, bad) => reader.readEntries(good, bad));
-      for (const inner of batch) await walk(inner);
-    }
-  };
-  // Both are gone once this function has waited for anything.
-  const entries = [...items].map((item) => item.webkitGetAsEntry?.() ?? null);
-  const plain = [...items].map((item) => item.getAsFile());
-  const folders = entries.filter((entry) => entry?.isDirectory);
-  for (const entry of folders) await walk(entry);
-  const alone = plain.filter((file, i) => file !== null && !entries[i]?.isDirectory);
-  // Of a folder, only pictures are meant; of a file, whoever dropped it is told if it is none.
-  return [...alone, ...files.filter(isPicture)];
-}
-
-const isPicture = (file) => /\.(jpe?g|png|webp)$/i.test(file.name);
-
 const proposeNext = tried(async () => {
   const { stem } = await client.next(current?.stem ?? null);
   if (stem === null) tell("All masks are accepted. Add photographs, or train on what is saved (F).", "news");
@@ -372,8 +308,8 @@ const choose = tried(async (place) => {
     tell(null);
   } finally {
     $(place).disabled = false;
-    listModels();
-    listPictures();
+    rail.listModels(server);
+    list();
   }
   if (current === null) return;
   if (place === "main" && current.progress === "accepted") current.progress = "changed";
@@ -519,4 +455,4 @@ tried(async () => {
   else if (stems.length) await openPicture((await client.next(null)).stem ?? stems[0]);
 })();
 // Pictures are looked at in the background, and other tabs accept masks.
-setInterval(() => document.hidden || client.state().then((told) => ((server = told), listPictures()), () => {}), 5000);
+setInterval(() => document.hidden || client.state().then((told) => ((server = told), list()), () => {}), 5000);
