@@ -1,66 +1,51 @@
 """Photographs that come in: none that is too large, and each made to keep the data contract."""
 
 import io
-from http import HTTPStatus
-from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from scribbleseg.app.refusal import Refusal
-from scribbleseg.checkpoint import write_bytes
-from scribbleseg.datasets.files import bits_per_channel, has_alpha, open_picture
+from scribbleseg.datasets.files import (
+    FileBytes,
+    bits_per_channel,
+    has_alpha,
+    open_picture,
+    require_pixels,
+)
 from scribbleseg.errors import InputError
 
 MAX_PIXELS = 64_000_000
 """Of one photograph; with its probabilities it takes about 30 bytes of memory for each."""
 # EXIF's tag of how a camera was held; 1 is upright.
 _ORIENTATION = 0x0112
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 
-def require_size(name: str, path: Path) -> None:
-    """Refuse a picture that would take too much memory; only its header is read."""
-    pixels = "too many"
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height <= MAX_PIXELS:
-                return
-            pixels = f"{picture.width}x{picture.height}"
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        pass
-    except Exception:
-        # Whoever decodes it says what is wrong with it.
-        return
-    raise Refusal(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"{name}: found {pixels} pixels, expected at most {MAX_PIXELS // 10**6} megapixels; scale "
-        "it down first",
-    )
+def made_fit(file: FileBytes) -> tuple[str, bytes]:
+    """Return the suffix and the content under which a photograph is kept.
 
+    It stays as it is where it keeps the data contract. One that a camera held sideways, a WebP and
+    a transparent picture (on white) become upright PNGs.
 
-def made_fit(path: Path, name: str) -> str:
-    """Rewrite a picture that does not keep the data contract; return the suffix that fits it."""
-    try:
-        with open_picture(path, ("JPEG", "PNG", "WEBP")) as picture:
-            deep = bits_per_channel(path) > 8 or picture.mode not in (
-                ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
-            )
-            turned = _is_turned(picture)
-            if deep:
-                raise InputError(
-                    f"{name}: found {picture.mode} pixels, expected 8-bit RGB; export it so"
-                )
-            if picture.format == "JPEG" and not turned:
-                return ".jpg"
-            if picture.format == "PNG" and not turned and not has_alpha(picture):
-                return ".png"
-            upright = ImageOps.exif_transpose(picture).convert("RGBA")
-    except InputError as error:
-        raise InputError(str(error).replace(str(path), name)) from None
-    ground = Image.new("RGBA", upright.size, "white")
-    stored = io.BytesIO()
-    Image.alpha_composite(ground, upright).convert("RGB").save(stored, "PNG")
-    write_bytes(path, stored.getvalue())
-    return ".png"
+    Raises:
+        TooManyPixelsError: it has more than `MAX_PIXELS`, by its header.
+        InputError: not a picture, or one of more than 8 bits or other colours than RGB.
+    """
+    require_pixels(file, MAX_PIXELS)
+    with open_picture(file, ("JPEG", "PNG", "WEBP")) as picture:
+        if bits_per_channel(file) > 8 or picture.mode not in _MODES:
+            found = "16 bits per channel" if picture.mode in _MODES else f"{picture.mode} pixels"
+            raise InputError(f"{file}: found {found}, expected 8-bit RGB; export it so")
+        turned = _is_turned(picture)
+        if picture.format == "JPEG" and not turned:
+            return ".jpg", file.content
+        if picture.format == "PNG" and not turned and not has_alpha(picture):
+            return ".png", file.content
+        upright = ImageOps.exif_transpose(picture) if turned else picture
+        ground = Image.new("RGBA", upright.size, "white")
+        stored = io.BytesIO()
+        whole = Image.alpha_composite(ground, upright.convert("RGBA"))
+        whole.convert("RGB").save(stored, "PNG")
+        return ".png", stored.getvalue()
 
 
 def _is_turned(picture: Image.Image) -> bool:

@@ -19,10 +19,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from scribbleseg.app.arrivals import made_fit, require_size
+from scribbleseg.app.arrivals import MAX_PIXELS, made_fit
 from scribbleseg.app.refusal import Refusal, not_written
 from scribbleseg.checkpoint import is_plain_name, write_bytes
-from scribbleseg.datasets.files import IMAGE_SUFFIXES
+from scribbleseg.datasets.files import IMAGE_SUFFIXES, FileBytes, require_pixels
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
     list_files,
@@ -119,11 +119,11 @@ class Folder:
         """Decode a photograph.
 
         Raises:
-            Refusal: it is not there, leads out of `root`, or has more than `MAX_PIXELS`.
-            InputError: it does not keep the data contract.
+            Refusal: it is not there, or leads out of `root`.
+            InputError: it has more than `MAX_PIXELS`, or does not keep the data contract.
         """
         path = self.image_path(stem)
-        require_size(path.name, path)
+        require_pixels(path, MAX_PIXELS)
         return read_image(path)
 
     def revision(self, stem: str) -> str:
@@ -143,7 +143,7 @@ class Folder:
         path = self._path(kind, stem)
         if not path.is_file():
             return None
-        require_size(path.name, path)
+        require_pixels(path, MAX_PIXELS)
         labels = read_scribbles(path) if kind == "scribbles" else read_mask(path)
         require_same_size(path, labels, self.image_path(stem), image)
         return labels
@@ -178,42 +178,29 @@ class Folder:
             raise not_written(error, path) from None
 
     def add(self, name: str, content: bytes) -> str:
-        """Keep a photograph; return its stem. Another one of that name is never replaced.
+        """Keep a photograph, made to keep the data contract; return its stem.
 
-        The file is kept as it is where it keeps the data contract; a photograph that a camera held
-        sideways, a WebP or a transparent picture is kept as an upright PNG instead.
+        Another photograph of that name is never replaced, unless two come in at the same moment.
 
         Raises:
             Refusal: no plain name, or it cannot be written.
-            InputError: not a picture, or one that cannot be used.
+            InputError: not a picture, or one that cannot be used; see `made_fit`.
         """
-        stem, suffix = os.path.splitext(name)
-        _require_plain(stem)
-        images = self._folder("images")
-        incoming = images / f".{stem[:200]}{suffix[:8]}.incoming"
-        try:
-            write_bytes(incoming, content)
-            try:
-                return self._keep(incoming, name)
-            finally:
-                incoming.unlink(missing_ok=True)
-        except OSError as error:
-            raise not_written(error, images) from None
-
-    def _keep(self, incoming: Path, name: str) -> str:
-        """Move a file that has arrived to its place among the photographs."""
-        require_size(name, incoming)
-        suffix = made_fit(incoming, name)
         stem = os.path.splitext(name)[0]
-        taken = list_files(incoming.parent, IMAGE_SUFFIXES)
-        content = incoming.read_bytes()
+        _require_plain(stem)
+        suffix, content = made_fit(FileBytes(name=name, content=content))
+        images = self._folder("images")
+        taken = list_files(images, IMAGE_SUFFIXES)
         number, wanted = 1, stem
         while wanted in taken:
-            if taken[wanted].read_bytes() == content:
+            if self._inside(taken[wanted]).read_bytes() == content:
                 return wanted
             number += 1
             wanted = f"{stem}-{number}"
-        os.replace(incoming, incoming.with_name(f"{wanted}{suffix}"))
+        try:
+            write_bytes(images / f"{wanted}{suffix}", content)
+        except OSError as error:
+            raise not_written(error, images) from None
         return wanted
 
     @property

@@ -21,6 +21,7 @@ from scribbleseg.app.guard import Guard
 from scribbleseg.app.refusal import Refusal
 from scribbleseg.app.sheets import Sheet, Stroke
 from scribbleseg.app.studio import Masked, Studio
+from scribbleseg.datasets.files import TooManyPixelsError
 from scribbleseg.errors import InputError
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ def create_app(studio: Studio, *, hosts: Collection[str] = (), token: str | None
             ],
             exception_handlers={
                 Refusal: refused,
+                TooManyPixelsError: too_large,
                 InputError: unusable,
                 MemoryError: out_of_memory,
                 OSError: unreadable,
@@ -136,7 +138,7 @@ class Routes:
         """Keep a photograph that was dropped."""
         name = request.query_params.get("name", "")
         content = await read_body(request, MAX_BYTES, name[:80] or "the photograph")
-        stem = await to_thread.run_sync(self.studio.folder.add, name, content)
+        stem = await to_thread.run_sync(self.studio.add, name, content)
         return JSONResponse({"stem": stem}, HTTPStatus.CREATED)
 
     async def open(self, request: Request) -> Response:
@@ -302,6 +304,11 @@ async def refused(request: Request, error: Exception) -> Response:
 async def unusable(request: Request, error: Exception) -> Response:
     """Answer that something given cannot be used."""
     return JSONResponse({"error": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
+
+
+async def too_large(request: Request, error: Exception) -> Response:
+    """Answer that a picture has too many pixels."""
+    return JSONResponse({"error": str(error)}, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
 async def out_of_memory(request: Request, error: Exception) -> Response:

@@ -77,6 +77,7 @@ class Studio:
         self.choices = [model.name for model in models.values()]
         """Checkpoints named on the command line, which the page may load again."""
         self._lock = threading.Lock()
+        self._adding = threading.Lock()
         self._kept: OrderedDict[tuple[str, str, Place, bool], Future[Masked]] = OrderedDict()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
         self._last_asked = 0.0
@@ -115,6 +116,11 @@ class Studio:
             self._kept.clear()
         if place == "main":
             self.proposals = Proposals(folder=self.folder)
+
+    def add(self, name: str, content: bytes) -> str:
+        """Keep a photograph; see `Folder.add`."""
+        with self._adding:
+            return self.folder.add(name, content)
 
     def draw(self, stem: str, revision: str, stroke: Stroke) -> Sheet:
         """Save a stroke, and begin to look before anybody asks; see `Sheets.draw`."""

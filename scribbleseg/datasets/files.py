@@ -95,7 +95,7 @@ def require_pixels(path: File, most: int) -> None:
     picture passes: whoever decodes it says so better.
     """
     try:
-        with path.open("rb") as file, Image.open(file, formats=("JPEG", "PNG")) as picture:
+        with path.open("rb") as file, Image.open(file, formats=("JPEG", "PNG", "WEBP")) as picture:
             width, height = picture.size
             found = f"{width}x{height} pixels"
             too_many = width * height > most
