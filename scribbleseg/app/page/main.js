@@ -70,6 +70,8 @@ const openPicture = tried(async (stem) => {
   const [photo, drawn] = await Promise.all([client.photo(stem), client.strokes(stem)]);
   // Another one was chosen while this one came in.
   if (mine !== opening) return;
+  // A stroke that is not finished stays with the picture that it was begun on: nowhere.
+  cancel();
   const strokes = new Strokes(photo.width, photo.height);
   strokes.replace(drawn);
   current = { ...told, photo, strokes, past: new Past(stem, told.revision) };
@@ -119,6 +121,7 @@ function begin(label, x, y) {
 }
 
 function move(points) {
+  if (stroke === null) return;
   stroke.points.push(...points);
   repaint();
 }
@@ -129,6 +132,7 @@ function cancel() {
 }
 
 function end() {
+  if (stroke === null) return;
   const since = performance.now(), drawn = stroke, picture = current;
   picture.strokes.add(drawn);
   cancel();
@@ -136,14 +140,19 @@ function end() {
   const sent = {
     label: drawn.label,
     width: Math.max(1, drawn.width * factor),
-    points: thin(drawn.points).map(([x, y]) => [x * factor, y * factor]),
+    points: thin(drawn.points).map((point) => point.map((x) => Math.round(100 * x * factor) / 100)),
   };
   change(since, (past) => client.draw(picture.stem, past.revision, sent), (past, told) => past.step(told.revision));
 }
 
-// A hand that rests sends the same place again and again.
+// A hand that rests sends the same place again and again, a slow one places that are nearly the same.
 function thin(points) {
-  return points.filter(([x, y], i) => i === 0 || Math.hypot(x - points[i - 1][0], y - points[i - 1][1]) > 0.05);
+  const kept = [points[0]];
+  for (const [x, y] of points) {
+    const [lastX, lastY] = kept.at(-1);
+    if (Math.hypot(x - lastX, y - lastY) > 0.3) kept.push([x, y]);
+  }
+  return kept;
 }
 
 // Sends one change after the other; whatever is not saved is taken off the picture again.
@@ -240,7 +249,7 @@ async function showMask(picture, place, signal, carefully = false) {
 async function lookCarefully(picture, signal) {
   await new Promise((done) => setTimeout(done, REST));
   if (signal.aborted || picture !== current) return;
-  await showMask(picture, "main", signal, true);
+  for (const place of Object.keys(server.models)) await showMask(picture, place, signal, true);
   if (picture === current && !signal.aborted) $("took").textContent += ", refined";
 }
 
