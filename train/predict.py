@@ -147,23 +147,48 @@ def predict_on_ray(
         OSError: a mask cannot be written.
     """
     import ray
-    import ray.data
 
     # Ray's core warns that what actors are made of could be lost; the driver holds it.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     start_ray(job.launch)
     # Ray tells of every operator and lost worker; what a person needs is said here.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # A worker's error is a lost worker's: what it had is listed below, and the rest is done.
-    context.max_errored_blocks = -1
     launch = job.launch
     resources = plan_resources(launch, living_nodes(), can_grow=not launch.is_local)
     wait_for_room(launch, resources)
     held = ray.put(predictor)
-    size = max(SCENES_AHEAD, math.ceil(len(drawn) / (TABLES_PER_WORKER * launch.num_workers)))
+    left = {each.stem: each for each in drawn}
+    for attempt in range(launch.max_failures + 1):
+        # What was lost is dealt out one by one, so that what kills its worker is found out.
+        share = len(left) / (TABLES_PER_WORKER * launch.num_workers)
+        size = max(1 if attempt else SCENES_AHEAD, math.ceil(share))
+        for rows in _deal(list(left.values()), size, held, job, resources):
+            if not rows[0]["stem"]:
+                raise OSError(f"{rows[0]['file']}: {rows[0]['reason']}")
+            for row in rows:
+                left.pop(row["stem"], None)
+            yield [Failure(row["file"], row["reason"]) if row["file"] else None for row in rows]
+        if not left:
+            return
+    why = f"its worker was lost {launch.max_failures + 1} times; is it too large for its memory?"
+    yield [Failure(f"{job.folders.images}/{each.image}", why) for each in left.values()]
+
+
+def _deal(
+    drawn: Sequence[Drawn], size: int, held: Any, job: PredictJob, resources: Resources
+) -> Iterator[list[dict[str, str]]]:
+    """Deal photographs out to workers, `size` at a time; yield the rows that `MaskActor` returns.
+
+    What was lost with a worker is missing among them.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Ray's own way to try again gives up at once where a lost node leaves no room for its worker,
+    # or never.
+    context.max_errored_blocks = -1
     tables = [
         pa.Table.from_pylist([row._asdict() for row in drawn[start : start + size]])
         for start in range(0, len(drawn), size)
@@ -176,28 +201,19 @@ def predict_on_ray(
             batch_size=size,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
-                min_size=min(launch.least_workers, len(tables)),
-                max_size=min(launch.num_workers, len(tables)),
+                min_size=min(job.launch.least_workers, len(tables)),
+                max_size=min(job.launch.num_workers, len(tables)),
+                # What waits at a worker is lost with it.
+                max_tasks_in_flight_per_actor=1 if size == 1 else None,
             ),
             num_cpus=resources.cpus,
             num_gpus=resources.gpus or None,
             fn_constructor_args=([held], job.folders, job.wishes),
             fn_constructor_kwargs={"cpus": resources.cpus, "gpus": resources.gpus},
-            max_task_retries=launch.max_failures,
+            max_task_retries=0,
         )
-    lost = {each.stem: each.image for each in drawn}
     results: Any = made.iter_batches(batch_size=None, batch_format="pyarrow")
-    for table in results:
-        rows = table.to_pylist()
-        if rows and not rows[0]["stem"]:
-            raise OSError(f"{rows[0]['file']}: {rows[0]['reason']}")
-        for row in rows:
-            lost.pop(row["stem"], None)
-        yield [Failure(row["file"], row["reason"]) if row["file"] else None for row in rows]
-    why = (
-        f"lost with its worker, {launch.max_failures + 1} times; is one of these too large for it?"
-    )
-    yield [Failure(f"{job.folders.images}/{image}", why) for image in lost.values()]
+    yield from (rows for table in results if (rows := table.to_pylist()))
 
 
 def _maker(predictor: Predictor, job: PredictJob, resources: Resources) -> MaskMaker:

@@ -228,3 +228,34 @@ def mask_actors(process: subprocess.Popen) -> list[psutil.Process]:
     """The workers below a process."""
     below = psutil.Process(process.pid).children(recursive=True)
     return [each for each in below if "MaskActor" in " ".join(each.cmdline())]
+
+
+KILLER = """
+import os
+import PIL.Image
+
+unharmed = PIL.Image.open
+
+def killing_open(*arguments, **options):
+    picture = unharmed(*arguments, **options)
+    if picture.size == (77, 77):
+        os.kill(os.getpid(), 9)
+    return picture
+
+PIL.Image.open = killing_open
+"""
+
+
+@pytest.mark.slow
+def test_a_photograph_that_kills_its_worker_is_found_out(checkpoint, split, tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(KILLER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/site:{ROOT}")
+    victim = sorted((split / "images").iterdir())[5]
+    Image.new("RGB", (77, 77)).save(victim)
+    done = run(checkpoint, split, tmp_path / "out", "--launch.max-failures=1")
+    assert done.returncode == 2, done.stderr
+    assert "1 of 14 photograph(s) got no mask" in done.stderr, done.stderr
+    ((file, why),) = failed(tmp_path / "out").items()
+    assert file == str(victim) and "lost 2 times" in why
+    assert len(written(tmp_path / "out")) == 13
