@@ -102,7 +102,7 @@ class Choices:
 
 def train(name: str, changes: Mapping[str, str], fold: int, bench: Choices) -> str:
     """Train a network unless it is there, and return its run."""
-    settings = PROTOCOL | changes | {"data.root": bench.root, "data.fold": str(fold)}
+    settings = {**PROTOCOL, **changes, "data.root": bench.root, "data.fold": str(fold)}
     words = [
         word
         for key, value in settings.items()

@@ -131,7 +131,7 @@ def fit(
     def finish_epoch(row: Row, validated: bool) -> None:
         row["learning_rate"] = learning_rate(config, state.progress.step - 1, plan.num_steps)
         if validated and data.num_validation:
-            row |= validate(state.ema.module, data, config, device=device, precision=precision)
+            row |= validate(state.ema, data, config, device=device, precision=precision)
 
     state.model.train()
     yield from run_steps(

@@ -1,5 +1,6 @@
 """What a segmentation run remembers between steps, and how it goes in and out of a checkpoint."""
 
+import copy
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scribbleseg import checkpoint as checkpoints
 from scribbleseg.config import FinetuneConfig, OptimConfig
@@ -26,7 +27,7 @@ class TrainState:
 
     model: SegmentationModel
     """The network that is trained."""
-    ema: AveragedModel
+    ema: SegmentationModel
     """Average of its weights and normalisation statistics; this is what is validated and shipped.
     """
     optimizer: torch.optim.Optimizer
@@ -37,13 +38,13 @@ class TrainState:
 
     def update_ema(self, decay: float) -> None:
         """Move the averaged weights towards the present ones; call once per optimiser step."""
-        # The decay warms up with the step, so PyTorch's averaging function is made anew each time.
-        self.ema.multi_avg_fn = get_ema_multi_avg_fn(ema_decay(self.progress.step, decay=decay))
-        self.ema.update_parameters(self.model)
+        # PyTorch's AveragedModel asks the device in every step whether it is the first.
+        average = get_ema_multi_avg_fn(ema_decay(self.progress.step, decay=decay))
+        average(_averaged(self.ema), _averaged(self.model), 0)
 
     def weights(self) -> dict[str, Tensor]:
         """Return what prediction uses: the state of the averaged network."""
-        return self.ema.module.state_dict()
+        return self.ema.state_dict()
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything a resumed run needs, as tensors and plain types."""
@@ -63,6 +64,12 @@ class TrainState:
         self.scaler.load_state_dict(saved["scaler"])
         device = next(self.model.parameters()).device
         self.progress.load_dict(saved["progress"], device)
+
+
+def _averaged(model: nn.Module) -> tuple[Tensor, ...]:
+    """Return the weights and statistics; counters of batches seen are no use to anybody."""
+    buffers = (buffer for buffer in model.buffers() if buffer.is_floating_point())
+    return (*model.parameters(), *buffers)
 
 
 def make_optimizer(model: SegmentationModel, config: OptimConfig) -> torch.optim.AdamW:
@@ -150,7 +157,7 @@ def init_state(
     model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return TrainState(
         model=model,
-        ema=AveragedModel(model, use_buffers=True),
+        ema=copy.deepcopy(model).requires_grad_(False),
         optimizer=make_optimizer(model, config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
     )

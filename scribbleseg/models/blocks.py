@@ -66,7 +66,7 @@ def _still_statistics(block: nn.Module) -> Generator[None]:
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-        norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=norm.weight.device)
     try:
         yield
     finally:

@@ -1,0 +1,134 @@
+"""What the benchmarks share: rounds in turn, peak memory, and tables as Markdown and JSON."""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scribbleseg.checkpoint import write_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One line of a table."""
+
+    name: str
+    """What was measured."""
+    seconds: tuple[float, ...]
+    """Of every round that counts, in order."""
+    items: int = 1
+    """Images, or whatever is counted, in a round."""
+    peak_mb: float | None = None
+    """Most memory beyond what stood before the first round, in 10^6 bytes."""
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Further figures, by column."""
+
+    @property
+    def rates(self) -> list[float]:
+        """Items per second, round by round."""
+        return [self.items / seconds for seconds in self.seconds]
+
+
+def in_turn(
+    works: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: int = 2
+) -> dict[str, tuple[float, ...]]:
+    """Return the seconds of every kind of work, measured in turn (A B A B).
+
+    A machine whose speed drifts slows all alike; the first rounds do not count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + warm_up):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= warm_up:
+                times[name].append(time.perf_counter() - began)
+    return {name: tuple(values) for name, values in times.items()}
+
+
+def peak_mb(work: Callable[[], object], rounds: int = 3) -> float:
+    """Return the most memory that this process took for some rounds of work, in 10^6 bytes.
+
+    Of the GPU where there is one. On a CPU a process must do only this: what it once took counts.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        for _ in range(rounds):
+            work()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(rounds):
+        work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
+
+
+def in_new_process(module: str, *words: str) -> Any:
+    """Run `python -m MODULE WORDS` and return the JSON that it prints last."""
+    command = [sys.executable, "-m", module, *words]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def ratio(ours: Measured, theirs: Measured) -> str:
+    """Return how much faster ours is, round by round: the median, and the extremes."""
+    pairs = [a / b for a, b in zip(ours.rates, theirs.rates, strict=True)]
+    return f"{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})"
+
+
+def to_markdown(title: str, lines: Sequence[Measured], unit: str) -> str:
+    """Return the lines as a table; all of them are compared with the last one.
+
+    Args:
+        title: Head of the first column.
+        lines: What was measured; the last one is what a user would run instead.
+        unit: Of the items, in the plural.
+    """
+    columns = list(dict.fromkeys(key for line in lines for key in line.notes))
+    heads = [title, f"{unit} per second", "least", "most", f"× {lines[-1].name}"]
+    if any(line.peak_mb is not None for line in lines):
+        heads.append("peak MB")
+    rows = [heads + columns, ["---"] * (len(heads) + len(columns))]
+    for line in lines:
+        median, low, high = statistics.median(line.rates), min(line.rates), max(line.rates)
+        cells = [line.name, f"{median:.2f}", f"{low:.2f}", f"{high:.2f}"]
+        cells.append(ratio(line, lines[-1]) if line is not lines[-1] else "1")
+        if "peak MB" in heads:
+            cells.append("" if line.peak_mb is None else f"{line.peak_mb:.0f}")
+        rows.append(cells + [str(line.notes.get(key, "")) for key in columns])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on besides the code."""
+    return {
+        "cores": os.cpu_count(),
+        "load": [round(value, 2) for value in os.getloadavg()],
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def tell(text: str, lines: Sequence[Measured], out: Path | None) -> None:
+    """Print a table with the machine below it; write both as OUT.md and OUT.json if asked to."""
+    found = machine()
+    text += "\n" + ", ".join(f"{key} {value}" for key, value in found.items() if value) + "\n"
+    sys.stdout.write(text)
+    if out is not None:
+        tree = {"machine": found, "lines": [asdict(line) for line in lines]}
+        write_bytes(out.with_suffix(".json"), json.dumps(tree, indent=2).encode())
+        write_bytes(out.with_suffix(".md"), text.encode())
