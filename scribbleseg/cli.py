@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, assert_never
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, assert_never
 
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
@@ -16,6 +16,9 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subco
 from scribbleseg.config import DataConfig, FinetuneConfig, parse_arguments
 from scribbleseg.errors import InputError
 from scribbleseg.progress import narrated
+
+if TYPE_CHECKING:
+    from scribbleseg.predict import Predictor
 
 T = TypeVar("T")
 
@@ -364,12 +367,23 @@ def check_data(command: DataCheck) -> None:
     say(f"contact sheet: {sheet}")
 
 
+def _load(command: Predict | Evaluate) -> "Predictor":
+    """Return the checkpoint's predictor; this process does nothing else but predict."""
+    import torch
+
+    from scribbleseg.device import prepare_cpu
+    from scribbleseg.predict import load
+
+    prepare_cpu(torch.get_num_threads())
+    return load(command.checkpoint, flip=command.flip, edges=command.edges)
+
+
 def predict(command: Predict) -> None:
     """`scribbleseg predict`."""
-    from scribbleseg.predict import load, predict_folder
+    from scribbleseg.predict import predict_folder
 
     written = predict_folder(
-        load(command.checkpoint, flip=command.flip, edges=command.edges),
+        _load(command),
         command.images,
         command.scribbles,
         command.out,
@@ -402,9 +416,8 @@ def app(command: App) -> None:
 def evaluate(command: Evaluate) -> None:
     """`scribbleseg evaluate`."""
     from scribbleseg import evaluate as evaluation
-    from scribbleseg.predict import load
 
-    predictor = load(command.checkpoint, flip=command.flip, edges=command.edges)
+    predictor = _load(command)
     result = evaluation.evaluate(
         predictor,
         command.data,

@@ -22,11 +22,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def prepare_cpu(num_threads: int) -> None:
-    """Let this process train on `num_threads` cores; call it where training begins.
+    """Let this process compute on `num_threads` cores; call it where a program begins to.
 
-    A step on the CPU frees and allocates the same tensors again and again. glibc returns each of
-    them to the kernel, which then clears tens of thousands of pages per step; told to keep what was
-    freed, it is spared that. Other allocators are left alone.
+    A step or a prediction on the CPU frees and allocates the same tensors again and again. glibc
+    returns each of them to the kernel, which then clears tens of thousands of pages per step; told
+    to keep what was freed, it is spared that. Other allocators are left alone.
     """
     torch.set_num_threads(num_threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
