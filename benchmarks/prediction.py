@@ -10,20 +10,27 @@ the same image and strokes:
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import onnxruntime
 import torch
+import torch.nn.functional as F
 from skimage import data as photographs
 
 from benchmarks.measure import Measured, in_turn, tell, to_markdown
 from benchmarks.peers import grabcut, walker
 from scribbleseg.config import PredictConfig, parse_arguments
+from scribbleseg.datasets.transforms import to_network
 from scribbleseg.device import prepare_cpu
-from scribbleseg.predict import Predictor, load, network_inputs, pad
+from scribbleseg.export import BytesToLogits, export_onnx
+from scribbleseg.predict import Predictor, load
 from scribbleseg.scribbles.encode import UNLABELLED
 
 BATCH = 16
@@ -55,21 +62,49 @@ def once(predictor: Predictor) -> Predictor:
     return replace(predictor, config=replace(predictor.config, predict=PredictConfig()))
 
 
-def batched(predictor: Predictor, image: np.ndarray, strokes: np.ndarray) -> Callable[[], object]:
-    """Return a function that runs the network alone on a batch."""
+def network_bytes(
+    predictor: Predictor, image: np.ndarray, strokes: np.ndarray, batch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the network looks at, as bytes, of sides that are multiples of 32."""
     config = predictor.config
-    seen, drawn = pad(
-        *network_inputs(
-            image, strokes, data=config.data, strokes=config.strokes, device=predictor.device
-        )
+    pixels, channels = to_network(
+        image,
+        strokes,
+        long_side=config.data.long_side,
+        encoding=config.strokes.encoding,
+        radius=config.strokes.radius,
     )
-    seen, drawn = (x.expand(BATCH, -1, -1, -1).contiguous() for x in (seen, drawn))
+    height, width = pixels.shape[-2:]
+    border = (0, -width % 32, 0, -height % 32)
+    pixels, channels = (F.pad(x, border).repeat(batch, 1, 1, 1) for x in (pixels, channels))
+    return pixels, channels
 
-    def work() -> None:
-        with torch.inference_mode():
-            predictor.model(seen, drawn)
 
-    return work
+def networks(
+    bench: PredictionBench, image: np.ndarray, strokes: np.ndarray
+) -> dict[str, Callable[[], object]]:
+    """Return functions that run the network alone, for one image and for a batch."""
+    predictor = load(bench.checkpoint, device="cpu")
+    network = BytesToLogits(predictor.model).eval()
+    compiled: Any = torch.compile(network)
+    with tempfile.TemporaryDirectory() as scratch:
+        export_onnx(predictor, Path(scratch) / "model.onnx")
+        session: Any = onnxruntime.InferenceSession(
+            str(Path(scratch) / "model.onnx"), providers=["CPUExecutionProvider"]
+        )
+    works: dict[str, Callable[[], object]] = {}
+    for batch in (1, BATCH):
+        seen, drawn = network_bytes(predictor, image, strokes, batch)
+        inputs = {"image": seen.numpy(), "strokes": drawn.numpy()}
+        works[f"network alone, PyTorch, batch {batch}"] = partial(_infer, network, seen, drawn)
+        works[f"network alone, compiled, batch {batch}"] = partial(_infer, compiled, seen, drawn)
+        works[f"network alone, ONNX Runtime, batch {batch}"] = partial(session.run, None, inputs)
+    return works
+
+
+@torch.inference_mode()
+def _infer(network: Callable[..., object], *inputs: torch.Tensor) -> object:
+    return network(*inputs)
 
 
 def main() -> None:
@@ -81,18 +116,18 @@ def main() -> None:
     image, strokes = picture()
     careful = load(bench.checkpoint)
     quick = once(careful)
-    compiled = replace(quick, model=torch.compile(load(bench.checkpoint).model))
     works: dict[str, Callable[[], object]] = {
-        "PyTorch, one look": lambda: quick.predict(image, strokes),
-        "PyTorch, compiled, one look": lambda: compiled.predict(image, strokes),
-        "PyTorch, as the checkpoint says": lambda: careful.predict(image, strokes),
-        f"PyTorch, batches of {BATCH}, network alone": batched(quick, image, strokes),
+        **networks(bench, image, strokes),
+        "one look": lambda: quick.predict(image, strokes),
+        "as the checkpoint says": lambda: careful.predict(image, strokes),
         "random walker, at half size": lambda: walker(image, strokes),
         "GrabCut": lambda: grabcut(image, strokes),
     }
     times = in_turn(works, bench.rounds)
     lines = [
-        Measured(name=name, seconds=times[name], items=BATCH if "batches" in name else 1)
+        Measured(
+            name=name, seconds=times[name], items=BATCH if name.endswith(f"batch {BATCH}") else 1
+        )
         for name in works
     ]
     title = f"{bench.checkpoint}, 500×375, {quick.device.type}"

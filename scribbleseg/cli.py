@@ -231,6 +231,16 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a network as one ONNX file, checked against PyTorch."""
+
+    checkpoint: Positional[str]
+    """Checkpoint, run or sweep folder or URI, or released:NAME."""
+    out: Path
+    """File to write, such as model.onnx."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Program:
     """Image + strokes -> mask. To train: python -m train.finetune --help."""
 
@@ -242,6 +252,7 @@ class Program:
         | Annotated[Status, subcommand("status")]
         | Annotated[Pull, subcommand("pull")]
         | Annotated[Report, subcommand("report")]
+        | Annotated[Export, subcommand("export")]
     )
 
 
@@ -268,6 +279,8 @@ def run_line(arguments: Sequence[str]) -> None:
             status(program.command)
         case Pull():
             pull(program.command)
+        case Export():
+            export(program.command)
         case Report():
             report(program.command)
         case _:
@@ -517,6 +530,15 @@ def pull(command: Pull) -> None:
         say(f"evaluate it: {evaluate_command(str(folder), found.config.data)}")
     else:
         say(f"fine-tune it: python -m train.finetune RECIPE --init-from {folder}")
+
+
+def export(command: Export) -> None:
+    """`scribbleseg export`."""
+    from scribbleseg.export import export_onnx
+    from scribbleseg.predict import load
+
+    export_onnx(load(command.checkpoint, device="cpu"), command.out)
+    say(f"{command.out}: {command.out.stat().st_size / 1e6:.1f} MB, checked against PyTorch")
 
 
 def report(command: Report) -> None:

@@ -25,7 +25,7 @@ FLOORS = [
     ["sweeps"],
     ["datasets"],
     ["predict"],
-    ["evaluate", "probe"],
+    ["evaluate", "export", "probe"],
     ["loops"],
     ["report"],
     ["app"],

@@ -93,6 +93,6 @@ class StrokeMatch(nn.Module):
             scaled = scale * F.pad(cosines, (0, 1), value=-1.0)
             total = scaled.masked_fill(~present, -torch.inf).logsumexp(dim=-1)
             # The mean, not the sum: long strokes must not count for more than short ones.
-            total = total - present.sum(dim=-1).log()
+            total = total - present.sum(dim=-1).float().log()
             similarities.append(total / scale.squeeze(-1))
         return torch.cat(similarities, dim=1).unflatten(2, (height, width))
