@@ -1,5 +1,6 @@
 """Rank, world size and reductions that do nothing on one process: one code path serves all."""
 
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,9 +9,8 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from scribbleseg.stopwatch import Moment, Stopwatch, moment
 
@@ -89,50 +89,58 @@ def barrier() -> None:
 class GradientWait:
     """How long backward waited for sums of gradients.
 
-    A holder of its own: a hook that knew its network would keep it alive for ever, because Python
-    does not see cycles through DDP's own code.
+    A holder of its own: hooks that knew their network would keep it alive for ever.
     """
 
     device: torch.device
     waited: Stopwatch = field(default_factory=Stopwatch)
-    handed_over: Moment | None = None
-    """When the last bucket of the present backward was complete."""
+    computed: Moment | None = None
+    """When the latest gradient of the present backward was computed."""
 
-    def hand_over(
-        self,
-        _: object,
-        bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
-    ) -> Future[Tensor]:
-        """Let a bucket be summed, as DDP would itself; of several, the last one's time stays."""
-        if bucket.is_last():
-            self.handed_over = moment(self.device)
-        return allreduce_hook(cast(Any, dist.group.WORLD), bucket)
+    def take_down(self, _: Tensor) -> None:
+        """Note that a parameter's gradient is there; of several, the last one's time stays."""
+        self.computed = moment(self.device)
 
     def note(self) -> None:
         """Take down how long backward, which has just ended, waited."""
-        if self.handed_over is not None:
-            self.waited.add(self.handed_over, moment(self.device))
-            self.handed_over = None
+        if self.computed is not None:
+            self.waited.add(self.computed, moment(self.device))
+            self.computed = None
 
 
 class DataParallel(DistributedDataParallel):
     """PyTorch's DDP, which also says how long it waits for the other ranks.
 
-    DDP sums gradients in buckets, most of them while backward still computes. The last one is
-    handed over when nothing is left to compute, so what passes from then to the end of backward is
-    what the network, and ranks that are late, cost: the rest hides behind backward. Other
-    reductions (metrics, the centre of DINO, the statistics of batch normalisation) are not counted.
+    DDP sums gradients in buckets, most of them while backward still computes. What passes from the
+    last gradient to the end of backward is what the network, and ranks that are late, cost: the
+    rest hides behind backward. Other reductions (metrics, the centre of DINO, the statistics of
+    batch normalisation) are not counted.
+
+    The times are taken where gradients are computed, not where they are sent: Python that runs in
+    the threads of gloo, as a hook of DDP's does, can abort a process that is about to end.
     """
 
     def __init__(self, model: nn.Module, device: torch.device):
         super().__init__(model, device_ids=[device.index or 0] if device.type == "cuda" else None)
         self.gradient_wait = GradientWait(device=device)
-        self.register_comm_hook(None, self.gradient_wait.hand_over)
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(self.gradient_wait.take_down)
+            for parameter in model.parameters()
+            if parameter.requires_grad
+        ]
+        # The bare model lives on, and may be wrapped again.
+        weakref.finalize(self, _remove, hooks)
 
     @property
     def waited(self) -> Stopwatch:
         """Time spent waiting for sums of gradients."""
         return self.gradient_wait.waited
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    """Take hooks away."""
+    for hook in hooks:
+        hook.remove()
 
 
 @contextmanager
