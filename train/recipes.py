@@ -87,7 +87,7 @@ def best() -> FinetuneConfig:
 
 
 def scratch() -> FinetuneConfig:
-    """Nothing but the benchmark's own images and masks: `released:scratch`.
+    """Nothing but the benchmark's own images and masks: 0.777 on fold 0, below `cpu`'s 0.798.
 
     The strokes and pasted objects of `best` for a UNet that begins with random weights, at a scale
     that gives it 100 epochs in half an hour on 2 cores.
