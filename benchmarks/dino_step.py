@@ -12,11 +12,11 @@ Steps are measured in turn (A B A B):
 
 import math
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from benchmarks.measure import Measured, in_turn, tell, to_markdown
 from scribbleseg.config import (
     Architecture,
     CropsConfig,
@@ -58,6 +59,8 @@ class StepBench:
     """Of our step; the plain loop computes in float32."""
     rounds: int = 8
     """Steps of each kind that count; two more come first."""
+    out: Path | None = None
+    """File without suffix for the table, .md and .json; None: print only."""
 
 
 class PlainHead(nn.Module):
@@ -190,30 +193,14 @@ def main() -> None:
         # Part of how our runs begin; it serves the plain loop as well.
         prepare_cpu(os.cpu_count() or 1)
     steppers = {"ours": our_stepper(config, device), "plain loop": plain}
-    times: dict[str, list[float]] = {kind: [] for kind in steppers}
-    for _ in range(bench.rounds + 2):
-        for kind, step in steppers.items():
-            began = time.perf_counter()
-            step(views[0], views[1])
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times[kind].append(time.perf_counter() - began)
-    counted = {kind: values[2:] for kind, values in times.items()}
-    sys.stdout.write(
-        "| DINO step, images per second | median | min | max |\n| --- | --- | --- | --- |\n"
+    works = {kind: partial(step, *views) for kind, step in steppers.items()}
+    times = in_turn(works, bench.rounds)
+    lines = [Measured(name=kind, seconds=times[kind], items=bench.batch_size) for kind in steppers]
+    title = (
+        f"DINO step, {bench.architecture} {bench.width}, batch {bench.batch_size}, 2 + "
+        f"{bench.num_local} crops, {bench.out_dim} prototypes, {bench.precision}, {device.type}"
     )
-    for kind, values in counted.items():
-        rates = [bench.batch_size / value for value in values]
-        sys.stdout.write(
-            f"| {kind} | {statistics.median(rates):.1f} | {min(rates):.1f} | {max(rates):.1f} |\n"
-        )
-    ratios = [b / a for a, b in zip(counted["ours"], counted["plain loop"], strict=True)]
-    sys.stdout.write(
-        f"\nours / plain, pair by pair: median {statistics.median(ratios):.2f}, from "
-        f"{min(ratios):.2f} to {max(ratios):.2f}; {bench.architecture} of width {bench.width}, "
-        f"batch {bench.batch_size}, 2 + {bench.num_local} crops, {bench.out_dim} prototypes, "
-        f"{bench.precision} on {device.type}\n"
-    )
+    tell(to_markdown(title, lines, "images"), lines, bench.out)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from benchmarks.measure import Scored
 from scribbleseg.config import parse_arguments
 from scribbleseg.datasets.scenes import Scene, read_scene
-from scribbleseg.evaluate import list_scored
 from scribbleseg.metrics import image_scores
 from scribbleseg.predict import Predictor, load
 from scribbleseg.scribbles.encode import UNLABELLED
@@ -28,17 +28,9 @@ NUM_ROUNDS_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interaction:
+class Interaction(Scored):
     """Which checkpoints are tried on which images."""
 
-    root: str = "demo/data"
-    """Folder of the data."""
-    split: str = "train"
-    """Split, with masks."""
-    fold: int | None = None
-    """Only this fold of the split; None: all of it."""
-    num_folds: int = 5
-    """Folds the split is divided into."""
     checkpoints: tuple[str, ...] = ("released:best",)
     """Checkpoints, runs or released:NAME."""
     strokes: int = MOST_STROKES
@@ -96,10 +88,9 @@ def correct_scene(predictor: Predictor, scene: Scene, number: int, bench: Intera
 def line(checkpoint: str, bench: Interaction) -> str:
     """Return a checkpoint's line of the table."""
     predictor = load(checkpoint)
-    paths = list_scored(bench.root, bench.split, fold=bench.fold, num_folds=bench.num_folds)
     sessions = [
         correct_scene(predictor, read_scene(each), number, bench)
-        for number, each in enumerate(tqdm(paths, desc=checkpoint))
+        for number, each in enumerate(tqdm(bench.paths(), desc=checkpoint))
     ]
     counts = [np.mean([s.strokes_to(t, bench.strokes) for s in sessions]) for t in TARGETS]
     reached = [np.mean([max(s.ious) >= t for s in sessions]) for t in TARGETS]
@@ -115,12 +106,11 @@ def main() -> None:
     bench: Interaction = parse_arguments(
         Interaction, sys.argv[1:], prog="python -m benchmarks.interaction"
     )
-    part = bench.split if bench.fold is None else f"{bench.split}, fold {bench.fold}"
     heads = [f"strokes to {target:.0%} (reached)" for target in TARGETS]
     heads += [f"IoU after {n} strokes" for n in range(2, 2 + NUM_ROUNDS_SHOWN)]
     heads += ["stroke pixels wrong before they are honoured"]
     sys.stdout.write(
-        f"{part}; object IoU; at most {bench.strokes} strokes; {os.cpu_count()} cores\n\n"
+        f"{bench.part}; object IoU; at most {bench.strokes} strokes; {os.cpu_count()} cores\n\n"
         f"| checkpoint | {' | '.join(heads)} |\n| --- |{' --- |' * len(heads)}\n"
     )
     for checkpoint in bench.checkpoints:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from scribbleseg.checkpoint import write_bytes
+from scribbleseg.datasets.scenes import ScenePaths
+from scribbleseg.evaluate import list_scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,29 @@ class Measured:
     def rates(self) -> list[float]:
         """Items per second, round by round."""
         return [self.items / seconds for seconds in self.seconds]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Which images with masks a benchmark scores: fields that several have."""
+
+    root: str = "demo/data"
+    """Folder of the data."""
+    split: str = "train"
+    """Split, with masks."""
+    fold: int | None = None
+    """Only this fold of the split; None: all of it."""
+    num_folds: int = 5
+    """Folds the split is divided into."""
+
+    @property
+    def part(self) -> str:
+        """Name of the images."""
+        return self.split if self.fold is None else f"{self.split}, fold {self.fold}"
+
+    def paths(self) -> list[ScenePaths]:
+        """Return the images' files."""
+        return list_scored(self.root, self.split, fold=self.fold, num_folds=self.num_folds)
 
 
 def in_turn(

@@ -23,9 +23,10 @@ from jaxtyping import UInt8
 from skimage.segmentation import random_walker
 from sklearn.neighbors import KNeighborsClassifier
 
+from benchmarks.measure import Scored
 from scribbleseg.config import parse_arguments
 from scribbleseg.datasets.scenes import read_scene
-from scribbleseg.evaluate import list_scored, object_share
+from scribbleseg.evaluate import object_share
 from scribbleseg.metrics import SegmentationMetrics, bootstrap_interval
 from scribbleseg.predict import load
 from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED, dilate
@@ -42,17 +43,9 @@ WALKER_BETA = 130.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peers:
+class Peers(Scored):
     """What is compared on which images."""
 
-    root: str = "demo/data"
-    """Folder of the data."""
-    split: str = "train"
-    """Split, with masks."""
-    fold: int | None = None
-    """Only this fold of the split; None: all of it."""
-    num_folds: int = 5
-    """Folds the split is divided into."""
     checkpoints: tuple[str, ...] = ()
     """Checkpoints, runs or released:NAME."""
 
@@ -122,7 +115,7 @@ def score(name: str, method: Method, bench: Peers) -> str:
     mious: list[float] = []
     shares: list[float] = []
     seconds: list[float] = []
-    for paths in list_scored(bench.root, bench.split, fold=bench.fold, num_folds=bench.num_folds):
+    for paths in bench.paths():
         scene = read_scene(paths)
         assert scene.mask is not None
         began = time.perf_counter()
@@ -152,9 +145,8 @@ def main() -> None:
     for checkpoint in bench.checkpoints:
         methods[f"{checkpoint} without strokes"] = blind(checkpoint)
         methods[checkpoint] = network(checkpoint)
-    part = bench.split if bench.fold is None else f"{bench.split}, fold {bench.fold}"
     sys.stdout.write(
-        f"{part}; {os.cpu_count()} cores\n\n"
+        f"{bench.part}; {os.cpu_count()} cores\n\n"
         "| method | mIoU | pooled | small | medium | large | s per image |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
     )

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
+from benchmarks.measure import Scored
 from scribbleseg.config import parse_arguments
 from scribbleseg.datasets.scenes import Scene, read_scene
-from scribbleseg.evaluate import list_scored
 from scribbleseg.metrics import SegmentationMetrics
 from scribbleseg.predict import Predictor, load
 from scribbleseg.scribbles.encode import BACKGROUND, UNLABELLED
@@ -34,17 +34,9 @@ Labels = UInt8[np.ndarray, "h w"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Robustness:
+class Robustness(Scored):
     """Which checkpoints are tried on which images."""
 
-    root: str = "demo/data"
-    """Folder of the data."""
-    split: str = "train"
-    """Split, with masks."""
-    fold: int | None = None
-    """Only this fold of the split; None: all of it."""
-    num_folds: int = 5
-    """Folds the split is divided into."""
     checkpoints: tuple[str, ...] = ("released:best",)
     """Checkpoints, runs or released:NAME."""
     figure: Path | None = None
@@ -83,8 +75,7 @@ def strokes_of(scene: Scene, number: int) -> dict[tuple[str, str], Labels]:
 def mious(predictor: Predictor, bench: Robustness) -> dict[tuple[str, str], float]:
     """Return the mean mIoU of each variant."""
     metrics: dict[tuple[str, str], SegmentationMetrics] = {}
-    paths = list_scored(bench.root, bench.split, fold=bench.fold, num_folds=bench.num_folds)
-    for number, each in enumerate(paths):
+    for number, each in enumerate(bench.paths()):
         scene = read_scene(each)
         assert scene.mask is not None
         for name, strokes in strokes_of(scene, number).items():
@@ -116,9 +107,8 @@ def main() -> None:
         Robustness, sys.argv[1:], prog="python -m benchmarks.robustness"
     )
     found = {name: mious(load(name), bench) for name in bench.checkpoints}
-    part = bench.split if bench.fold is None else f"{bench.split}, fold {bench.fold}"
     heads = "".join(f" {name} |" for name in found)
-    sys.stdout.write(f"{part}; mIoU; {os.cpu_count()} cores\n\n| strokes | |{heads}\n")
+    sys.stdout.write(f"{bench.part}; mIoU; {os.cpu_count()} cores\n\n| strokes | |{heads}\n")
     sys.stdout.write("| --- | --- |" + " --- |" * len(found) + "\n")
     for kind, name in next(iter(found.values())):
         cells = "".join(f" {values[kind, name]:.3f} |" for values in found.values())

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from scribbleseg.cli import exit_status, say
-from scribbleseg.config import parse_arguments, require
+from scribbleseg.config import Looker, parse_arguments, require
 from scribbleseg.errors import InputError
 from train.launch import ClusterConfig, absolute, start_ray
 
@@ -29,19 +29,11 @@ SECONDS_PER_REQUEST = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Service:
+class Service(Looker):
     """What is served, and by how much hardware."""
 
     checkpoint: str
     """Checkpoint, run or sweep folder or URI, or released:NAME; every node must find it there."""
-    flip: bool | None = None
-    """Average with the mirrored image: a little better, twice the time; None: as the checkpoint's
-    own settings say.
-    """
-    edges: bool | None = None
-    """Follow the image's own edges, finer than the network's grid; None: as the checkpoint's own
-    settings say.
-    """
     min_replicas: int = 1
     """Replicas that compute even when nothing is asked (1 or more)."""
     max_replicas: int = 2

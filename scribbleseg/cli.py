@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, assert_never
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
-from scribbleseg.config import DataConfig, FinetuneConfig, parse_arguments
+from scribbleseg.config import DataConfig, FinetuneConfig, Looker, parse_arguments
 from scribbleseg.errors import InputError
 from scribbleseg.progress import narrated
 
@@ -115,11 +115,9 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(Looker):
     """Turn images and strokes into masks at the images' own sizes."""
 
-    checkpoint: str
-    """Checkpoint, run or sweep folder or URI, or released:NAME."""
     images: Path
     """Folder of photographs, STEM.jpg or STEM.png."""
     scribbles: Path
@@ -128,14 +126,6 @@ class Predict:
     """Folder for the masks, STEM.png: 0 background, 1 object."""
     probabilities: bool = False
     """Also write OUT/probabilities/STEM.png: 255 x the probability of object."""
-    flip: bool | None = None
-    """Average with the mirrored image: a little better, twice the time; None: as the checkpoint's
-    own settings say.
-    """
-    edges: bool | None = None
-    """Follow the image's own edges, finer than the network's grid; None: as the checkpoint's own
-    settings say.
-    """
     honour_strokes: bool = True
     """Pixels under a stroke take the stroke's label."""
     sure: float = 0.5
@@ -169,11 +159,9 @@ class App:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(Looker):
     """Score a checkpoint on a split that has masks."""
 
-    checkpoint: str
-    """Checkpoint, run or sweep folder or URI, or released:NAME."""
     data: str
     """Folder or URI (s3://, gs://) that holds the splits."""
     split: str = "train"
@@ -182,14 +170,6 @@ class Evaluate:
     """Only this fold of the split (the one that training held out); None: all of it."""
     out: Path | None = None
     """Folder for scores.csv, summary.json and report.html; None: print only."""
-    flip: bool | None = None
-    """Average with the mirrored image: a little better, twice the time; None: as the checkpoint's
-    own settings say.
-    """
-    edges: bool | None = None
-    """Follow the image's own edges, finer than the network's grid; None: as the checkpoint's own
-    settings say.
-    """
     honour_strokes: bool = True
     """Pixels under a stroke take the stroke's label before they are scored."""
 
@@ -380,7 +360,7 @@ def check_data(command: DataCheck) -> None:
     say(f"contact sheet: {sheet}")
 
 
-def _load(command: Predict | Evaluate) -> "Predictor":
+def _load(command: Looker) -> "Predictor":
     """Return the checkpoint's predictor; this process does nothing else but predict."""
     import torch
 

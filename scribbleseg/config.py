@@ -400,6 +400,22 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Looker:
+    """Which network looks at photographs, and how: fields that several commands have."""
+
+    checkpoint: str
+    """Checkpoint, run or sweep folder or URI, or released:NAME."""
+    flip: bool | None = None
+    """Average with the mirrored image: a little better, twice the time; None: as the checkpoint's
+    own settings say.
+    """
+    edges: bool | None = None
+    """Follow the image's own edges, finer than the network's grid; None: as the checkpoint's own
+    settings say.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Everything that decides what a segmentation run computes."""
 

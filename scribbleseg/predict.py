@@ -379,7 +379,7 @@ def answer(
     honour_strokes: bool,
     sure: float = 0.5,
 ) -> Answer:
-    """Predict one scene; folders, clusters and services all give out what this returns.
+    """Predict one scene; a folder's masks are these, on one machine and on a cluster.
 
     Args:
         predictor: The network.

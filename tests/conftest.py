@@ -67,6 +67,24 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of a small network that has learnt nothing."""
+    # Here, because checks of types begin only after this file is read.
+    import torch
+
+    from scribbleseg.checkpoint import write_manifest, write_model
+    from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig
+    from scribbleseg.models import build_model
+
+    config = FinetuneConfig(data=DataConfig(long_side=64), model=ModelConfig(width=8, depth=3))
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_model(folder, config=config, weights=build_model(config.model).state_dict(), metrics={})
+    write_manifest(folder)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep decoded images out of the user's cache."""

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from scribbleseg.cli import exit_status, say
-from scribbleseg.config import parse_arguments, require, to_dict
+from scribbleseg.config import Looker, parse_arguments, require, to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.predict import Predictor, load
 from train.launch import (
@@ -44,11 +44,9 @@ SECONDS_TO_FIRST, SECONDS_BETWEEN_LINES = 5.0, 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictJob:
+class PredictJob(Looker):
     """Turn photographs and strokes into masks on a cluster; the same command goes on."""
 
-    checkpoint: str
-    """Checkpoint, run or sweep folder or URI, or released:NAME."""
     images: str
     """Folder or URI of photographs, STEM.jpg or STEM.png."""
     scribbles: str
@@ -59,14 +57,6 @@ class PredictJob:
     """
     probabilities: bool = False
     """Also write OUT/probabilities/STEM.png: 255 x the probability of object."""
-    flip: bool | None = None
-    """Average with the mirrored image: a little better, twice the time; None: as the checkpoint's
-    own settings say.
-    """
-    edges: bool | None = None
-    """Follow the image's own edges, finer than the network's grid; None: as the checkpoint's own
-    settings say.
-    """
     honour_strokes: bool = True
     """Pixels under a stroke take the stroke's label."""
     sure: float = 0.5

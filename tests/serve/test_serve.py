@@ -25,26 +25,12 @@ from ray.serve.schema import ServeDeploySchema
 from deploy.masks import Masks
 from deploy.orders import Order
 from deploy.serve import Service, app, main
-from scribbleseg.checkpoint import write_manifest, write_model
-from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig
 from scribbleseg.errors import InputError
-from scribbleseg.models import build_model
 from scribbleseg.predict import load, predict_folder
 from tests.datasets.test_scenes import bomb
 from tests.serve.client import BOUNDARY, multipart, post
 from tests.train.test_finetune import ROOT, wait_for
 from tests.train.test_loopback import is_loopback, listeners
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network that has learnt nothing."""
-    config = FinetuneConfig(data=DataConfig(long_side=64), model=ModelConfig(width=8, depth=3))
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    write_model(folder, config=config, weights=build_model(config.model).state_dict(), metrics={})
-    write_manifest(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,9 @@ from pathlib import Path
 import psutil
 import pyarrow.fs
 import pytest
-import torch
 from PIL import Image
 
-from scribbleseg.checkpoint import write_manifest, write_model
-from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig
 from scribbleseg.errors import InputError
-from scribbleseg.models import build_model
 from scribbleseg.predict import load, predict_folder
 from tests.conftest import write_scenes
 from tests.train.test_finetune import ROOT, wait_for
@@ -28,17 +24,6 @@ from train.predict import main
 
 # The fixture, which pytest finds by this name.
 head = test_sweep_cluster.head
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network that has learnt nothing."""
-    config = FinetuneConfig(data=DataConfig(long_side=64), model=ModelConfig(width=8, depth=3))
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    write_model(folder, config=config, weights=build_model(config.model).state_dict(), metrics={})
-    write_manifest(folder)
-    return folder
 
 
 @pytest.fixture
