@@ -36,10 +36,10 @@ test: lint
 test-all: lint
 	$(BIN)/pytest -q
 
+# The short forms of the benchmarks of speed, a quarter of an hour; tables in runs/benchmarks.
 bench: setup
-	$(BIN)/python -m benchmarks.ray_share
-	$(BIN)/python -m benchmarks.dino_step
-	$(BIN)/python -m benchmarks.sweep_overhead
+	test -d demo/data || $(BIN)/scribbleseg data demo --out demo/data
+	$(BIN)/python -m benchmarks
 
 # The road of docs/cluster.md and the faults that training survives, on hosts made of this machine's
 # namespaces: Linux, as root, half an hour.

@@ -22,6 +22,8 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 from skimage import data
 
+from scribbleseg.cli import exit_status
+
 # See tests/app/test_page.py.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
@@ -122,4 +124,4 @@ def tell(found: list[tuple[float, float]], load: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

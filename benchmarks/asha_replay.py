@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import TrialScheduler
 
+from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
@@ -113,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

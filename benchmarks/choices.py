@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scribbleseg.cli import exit_status
 from scribbleseg.config import FinetuneConfig, override, parse_arguments
 from scribbleseg.evaluate import BOOTSTRAP_SEED, Row, evaluate
 from scribbleseg.metrics import bootstrap_interval
@@ -72,6 +73,9 @@ TRAINED: dict[str, dict[str, dict[str, str]]] = {
     "averaging of weights (default: EMA of 0.995)": {
         "none": {"optim.ema_decay": "0"},
         "EMA of 0.98": {"optim.ema_decay": "0.98"},
+    },
+    "arithmetic (default: bfloat16 where the hardware multiplies it)": {
+        "float32": {"train.precision": "fp32"},
     },
     "training resolution (default: 160, crops of 128)": {
         "192, crops of 160": {"data.long_side": "192", "data.crop_size": "160"},
@@ -185,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -1,18 +1,20 @@
-"""A DINO step: ours, and a straightforward loop in the authors' style, on the same network.
+"""A DINO step: ours, lightly's modules, and a straightforward loop in the authors' style.
 
-Both take the same uint8 views (2 global and 8 local by default) through the same backbone and head
+All take the same uint8 views (2 global and 8 local by default) through the same backbone and head
 sizes, with AdamW. The plain loop is what a reader of the paper writes: NCHW and float32, one
 forward per resolution, a loop over pairs of crops for the loss, weight normalisation as a
 parametrisation, gradients clipped and weights averaged tensor by tensor, figures read every step.
-Steps are measured in turn (A B A B):
+lightly's loop is built from its head, loss and average as its documentation does: one forward per
+view, nothing clipped. Steps are measured in turn (A B C A B C):
 
     python -m benchmarks.dino_step                      # ours as users run it
-    python -m benchmarks.dino_step --precision fp32     # the same arithmetic for both
+    python -m benchmarks.dino_step --precision fp32     # the same arithmetic for all
 """
 
+import copy
 import math
-import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks.measure import Measured, in_turn, tell, to_markdown
+from benchmarks.measure import Measured, OnDevice, in_turn, tell, to_markdown
+from scribbleseg.cli import exit_status
 from scribbleseg.config import (
     Architecture,
     CropsConfig,
@@ -35,14 +38,15 @@ from scribbleseg.config import (
     TrainConfig,
     parse_arguments,
 )
-from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
+from scribbleseg.datasets.transforms import normalise
+from scribbleseg.device import autocast_dtype
 from scribbleseg.loops.pretrain import Schedule, init_state, pretrain_step, resolve
 from scribbleseg.models import build_model
 from scribbleseg.models.dino import make_backbone
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepBench:
+class StepBench(OnDevice):
     """What is measured."""
 
     architecture: Architecture = "resunet"
@@ -56,7 +60,7 @@ class StepBench:
     out_dim: int = 4096
     """Prototypes."""
     precision: Precision = "auto"
-    """Of our step; the plain loop computes in float32."""
+    """Of our step; the others compute in float32."""
     rounds: int = 8
     """Steps of each kind that count; two more come first."""
     out: Path | None = None
@@ -84,7 +88,16 @@ class PlainHead(nn.Module):
         return self.last(F.normalize(self.mlp(x), dim=-1))
 
 
-def plain_stepper(config: PretrainConfig, device: torch.device) -> Callable[[Tensor, Tensor], None]:
+Stepper = Callable[[Tensor, Tensor], None]
+
+
+def crops_of(views: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return the views, crop by crop, as the network of a tutorial takes them."""
+    crops = [v[:, number] for v in views for number in range(v.shape[1])]
+    return [normalise(crop.to(device)) for crop in crops]
+
+
+def plain_stepper(config: PretrainConfig, device: torch.device) -> Stepper:
     """Return a function that takes one step of the plain loop on (global, local) uint8 views."""
     out_dim = config.dino.out_dim
     assert out_dim is not None
@@ -99,8 +112,6 @@ def plain_stepper(config: PretrainConfig, device: torch.device) -> Callable[[Ten
         parameter.requires_grad = False
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.optim.learning_rate)
     centre = torch.zeros(1, out_dim, device=device)
-    mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(1, 3, 1, 1)
-    deviation = torch.tensor([0.229, 0.224, 0.225], device=device).view(1, 3, 1, 1)
 
     def outputs(model: nn.Module, crops: Sequence[Tensor]) -> list[Tensor]:
         """One forward of the backbone per resolution, one of the head."""
@@ -112,8 +123,7 @@ def plain_stepper(config: PretrainConfig, device: torch.device) -> Callable[[Ten
         return list(head(torch.cat(features)).chunk(len(crops)))
 
     def step(global_views: Tensor, local_views: Tensor) -> None:
-        views = [v[:, i] for v in (global_views, local_views) for i in range(v.shape[1])]
-        crops = [(view.to(device).float() / 255 - mean) / deviation for view in views]
+        crops = crops_of((global_views, local_views), device)
         with torch.no_grad():
             seen = outputs(teacher, crops[:2])
         logits = outputs(student, crops)
@@ -145,7 +155,50 @@ def plain_stepper(config: PretrainConfig, device: torch.device) -> Callable[[Ten
     return step
 
 
-def our_stepper(config: PretrainConfig, device: torch.device) -> Callable[[Tensor, Tensor], None]:
+def lightly_stepper(config: PretrainConfig, device: torch.device) -> Stepper:
+    """Return a function that takes one step of a loop built from lightly's modules."""
+    with warnings.catch_warnings():
+        # Its head uses a weight normalisation that PyTorch will remove one day.
+        warnings.simplefilter("ignore", FutureWarning)
+        from lightly.loss import DINOLoss
+        from lightly.models.modules import DINOProjectionHead
+        from lightly.models.utils import (
+            deactivate_requires_grad,
+            update_momentum,
+        )
+
+        backbone = make_backbone(build_model(config.model).encoder).to(device)
+        sizes = (backbone.dim, config.dino.hidden_dim, config.dino.bottleneck_dim)
+        out_dim = config.dino.out_dim
+        assert out_dim is not None
+        heads = [DINOProjectionHead(*sizes, out_dim).to(device) for _ in range(2)]
+    student: list[nn.Module] = [backbone, heads[0]]
+    teacher: list[nn.Module] = [copy.deepcopy(backbone), heads[1]]
+    for module in teacher:
+        deactivate_requires_grad(module)
+    criterion = DINOLoss(output_dim=out_dim).to(device)
+    parameters = [parameter for module in student for parameter in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.optim.learning_rate)
+
+    def outputs(model: Sequence[nn.Module], crops: Sequence[Tensor]) -> list[Tensor]:
+        body, head = model
+        return [head(body(crop)) for crop in crops]
+
+    def step(global_views: Tensor, local_views: Tensor) -> None:
+        for old, new in zip(teacher, student, strict=True):
+            update_momentum(new, old, m=0.99)
+        crops = crops_of((global_views, local_views), device)
+        with torch.no_grad():
+            seen = outputs(teacher, crops[:2])
+        loss = criterion(seen, outputs(student, crops), epoch=50)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def our_stepper(config: PretrainConfig, device: torch.device) -> Stepper:
     """Return a function that takes one of our steps."""
     precision = autocast_dtype(config.train.precision, device)
     state = init_state(config, device, precision)
@@ -179,7 +232,7 @@ def main() -> None:
         train=TrainConfig(batch_size=bench.batch_size, precision=bench.precision),
     )
     config = resolve(config, 500)
-    device = pick_device()
+    device = bench.prepare()
     torch.manual_seed(0)
     views = [
         torch.randint(256, (bench.batch_size, number, 3, size, size), dtype=torch.uint8)
@@ -188,11 +241,11 @@ def main() -> None:
             (bench.num_local, config.crops.local_size),
         )
     ]
-    plain = plain_stepper(config, device)
-    if device.type == "cpu":
-        # Part of how our runs begin; it serves the plain loop as well.
-        prepare_cpu(os.cpu_count() or 1)
-    steppers = {"ours": our_stepper(config, device), "plain loop": plain}
+    steppers: dict[str, Stepper] = {
+        "ours": our_stepper(config, device),
+        "lightly's modules": lightly_stepper(config, device),
+        "plain loop": plain_stepper(config, device),
+    }
     works = {kind: partial(step, *views) for kind, step in steppers.items()}
     times = in_turn(works, bench.rounds)
     lines = [Measured(name=kind, seconds=times[kind], items=bench.batch_size) for kind in steppers]
@@ -204,4 +257,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ import torch
 import torch.multiprocessing as mp
 
 from benchmarks.measure import in_new_process, machine
+from scribbleseg.checkpoint import write_bytes
+from scribbleseg.cli import exit_status
 from scribbleseg.config import override, parse_arguments
 from scribbleseg.loops.batches import open_data
 from train.recipes import cpu
@@ -41,6 +44,8 @@ class Growth:
     """Folder for the images, kept for the next time; None: a temporary one."""
     measure: str = ""
     """Measure the data set in this folder alone, and print JSON."""
+    out: Path | None = None
+    """File without suffix for the table, .md and .json; None: print only."""
 
 
 def generate(folder: Path, count: int, side: int) -> None:
@@ -115,7 +120,7 @@ def main() -> None:
     if bench.measure:
         sys.stdout.write(json.dumps(measure(bench.measure)) + "\n")
         return
-    columns: list[str] | None = None
+    rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         place = bench.folder or Path(scratch)
         sizes = [(count, SIDE) for count in bench.counts] + [(100, side) for side in bench.sides]
@@ -123,15 +128,23 @@ def main() -> None:
             folder = place / f"{count}x{side}"
             generate(folder, count, side)
             found = in_new_process("benchmarks.growth", "--measure", str(folder))
-            if columns is None:
-                columns = list(found)
-                sys.stdout.write(f"| side | {' | '.join(columns)} |\n")
-                sys.stdout.write(f"| --- |{' --- |' * len(columns)}\n")
-            cells = [f"{found[column]:.4g}" for column in columns]
-            sys.stdout.write(f"| {side} | {' | '.join(cells)} |\n")
+            rows.append({"side": side, **found})
+            sys.stdout.write(table(rows[-1:], head=len(rows) == 1))
             sys.stdout.flush()
-    sys.stdout.write(f"\n{machine()}\n")
+    facts = machine()
+    sys.stdout.write(f"\n{facts}\n")
+    if bench.out is not None:
+        tree = {"machine": facts, "lines": rows}
+        write_bytes(bench.out.with_suffix(".json"), json.dumps(tree, indent=2).encode())
+        write_bytes(bench.out.with_suffix(".md"), table(rows, head=True).encode())
+
+
+def table(rows: Sequence[Mapping[str, float]], *, head: bool) -> str:
+    """Return rows of figures as Markdown, under their names if asked to."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])] if head else []
+    lines += [[f"{value:.4g}" for value in row.values()] for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from benchmarks.measure import Scored
+from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments
 from scribbleseg.datasets.scenes import Scene, read_scene
 from scribbleseg.metrics import image_scores
@@ -119,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Measured, in_turn, tell, to_markdown
+from scribbleseg.cli import exit_status
 from scribbleseg.config import override, parse_arguments
 from scribbleseg.datasets.scenes import ScenePaths, list_scenes
 from scribbleseg.datasets.transforms import worker_init
@@ -127,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

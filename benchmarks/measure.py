@@ -17,6 +17,7 @@ import torch
 
 from scribbleseg.checkpoint import write_bytes
 from scribbleseg.datasets.scenes import ScenePaths
+from scribbleseg.device import find_device, pick_device, prepare_cpu
 from scribbleseg.evaluate import list_scored
 
 
@@ -64,6 +65,21 @@ class Scored:
         return list_scored(self.root, self.split, fold=self.fold, num_folds=self.num_folds)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnDevice:
+    """Where a benchmark computes: a field that several have."""
+
+    device: str | None = None
+    """cuda, mps or cpu; None: the first of these that the machine has."""
+
+    def prepare(self) -> torch.device:
+        """Return the device, ready to compute on as it is in our runs, which serves all alike."""
+        device = find_device(self.device) if self.device else pick_device()
+        if device.type == "cpu":
+            prepare_cpu(os.cpu_count() or 1)
+        return device
+
+
 def in_turn(
     works: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: int = 2
 ) -> dict[str, tuple[float, ...]]:
@@ -83,12 +99,13 @@ def in_turn(
     return {name: tuple(values) for name, values in times.items()}
 
 
-def peak_mb(work: Callable[[], object], rounds: int = 3) -> float:
+def peak_mb(work: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
     """Return the most memory that this process took for some rounds of work, in 10^6 bytes.
 
-    Of the GPU where there is one. On a CPU a process must do only this: what it once took counts.
+    Of the GPU if that is the device. On a CPU a process must do only this: what it once took
+    counts.
     """
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         for _ in range(rounds):

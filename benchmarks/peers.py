@@ -24,6 +24,7 @@ from skimage.segmentation import random_walker
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.measure import Scored
+from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments
 from scribbleseg.datasets.scenes import read_scene
 from scribbleseg.evaluate import object_share
@@ -156,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

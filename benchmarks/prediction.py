@@ -8,7 +8,6 @@ the same image and strokes:
     python -m benchmarks.prediction --checkpoint released:best
 """
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from skimage import data as photographs
 
-from benchmarks.measure import Measured, in_turn, tell, to_markdown
+from benchmarks.measure import Measured, OnDevice, in_turn, tell, to_markdown
 from benchmarks.peers import grabcut, walker
+from scribbleseg.cli import exit_status
 from scribbleseg.config import PredictConfig, parse_arguments
 from scribbleseg.datasets.transforms import to_network
-from scribbleseg.device import prepare_cpu
 from scribbleseg.export import BytesToLogits, export_onnx
 from scribbleseg.predict import Predictor, load
 from scribbleseg.scribbles.encode import UNLABELLED
@@ -37,7 +36,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionBench:
+class PredictionBench(OnDevice):
     """What is measured."""
 
     checkpoint: str = "released:best"
@@ -81,14 +80,17 @@ def network_bytes(
 
 
 def networks(
-    bench: PredictionBench, image: np.ndarray, strokes: np.ndarray
+    bench: PredictionBench, place: str, image: np.ndarray, strokes: np.ndarray
 ) -> dict[str, Callable[[], object]]:
-    """Return functions that run the network alone, for one image and for a batch."""
-    predictor = load(bench.checkpoint, device="cpu")
+    """Return functions that run the network alone, for one image and for a batch.
+
+    ONNX Runtime computes on the CPU, wherever PyTorch does.
+    """
+    predictor = load(bench.checkpoint, device=place)
     network = BytesToLogits(predictor.model).eval()
     compiled: Any = torch.compile(network)
     with tempfile.TemporaryDirectory() as scratch:
-        export_onnx(predictor, Path(scratch) / "model.onnx")
+        export_onnx(load(bench.checkpoint, device="cpu"), Path(scratch) / "model.onnx")
         session: Any = onnxruntime.InferenceSession(
             str(Path(scratch) / "model.onnx"), providers=["CPUExecutionProvider"]
         )
@@ -96,6 +98,7 @@ def networks(
     for batch in (1, BATCH):
         seen, drawn = network_bytes(predictor, image, strokes, batch)
         inputs = {"image": seen.numpy(), "strokes": drawn.numpy()}
+        seen, drawn = seen.to(place), drawn.to(place)
         works[f"network alone, PyTorch, batch {batch}"] = partial(_infer, network, seen, drawn)
         works[f"network alone, compiled, batch {batch}"] = partial(_infer, compiled, seen, drawn)
         works[f"network alone, ONNX Runtime, batch {batch}"] = partial(session.run, None, inputs)
@@ -112,12 +115,12 @@ def main() -> None:
     bench: PredictionBench = parse_arguments(
         PredictionBench, sys.argv[1:], prog="python -m benchmarks.prediction"
     )
-    prepare_cpu(os.cpu_count() or 1)
+    place = str(bench.prepare())
     image, strokes = picture()
-    careful = load(bench.checkpoint)
+    careful = load(bench.checkpoint, device=place)
     quick = once(careful)
     works: dict[str, Callable[[], object]] = {
-        **networks(bench, image, strokes),
+        **networks(bench, place, image, strokes),
         "one look": lambda: quick.predict(image, strokes),
         "as the checkpoint says": lambda: careful.predict(image, strokes),
         "random walker, at half size": lambda: walker(image, strokes),
@@ -135,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -1,20 +1,28 @@
-"""Ray's share of an epoch: the same `fit`, iterated by a Ray Train worker and by a plain loop.
+"""Ray's share: the same `fit`, carried by Ray Train, by `torchrun`, and by a plain loop.
 
-Epochs of the two are measured in turn (A B A B), in one run of this command, so that a machine
-whose speed drifts slows both alike:
+Of two things: an epoch's time, and the time from a command's start to the end of its first step,
+which is also measured for a Ray trainer that does nothing at all. Runs are measured in turn, so
+that a machine whose speed drifts slows all alike; the plain loop exists for one worker only:
 
     python -m benchmarks.ray_share --root ../shared/data/scribble-voc
+    python -m benchmarks.ray_share --root ../shared/data/scribble-voc --workers 2
 """
 
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.measure import Measured, tell, to_markdown
+from scribbleseg.cli import exit_status
 from scribbleseg.config import FinetuneConfig, override, parse_arguments, to_yaml
-from scribbleseg.runs import RunFolder
+from scribbleseg.datasets.scenes import list_scenes
+from scribbleseg.runs import METRICS, RunFolder
+
+RAY, TORCHRUN, PLAIN, EMPTY = "Ray Train", "torchrun", "plain loop", "empty Ray trainer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +31,27 @@ class Share:
 
     root: str = "demo/data"
     """Folder of the data."""
+    workers: int = 1
+    """Processes that train together."""
     rounds: int = 3
     """Runs of each kind, in turn."""
     epochs: int = 4
     """Epochs of each run; the first is not counted."""
     changes: tuple[str, ...] = field(default_factory=tuple)
     """Further settings, KEY=VALUE."""
+    out: Path | None = None
+    """File without suffix for the tables, .md and .json; None: print only."""
 
 
-PLAIN = """
+# Started alone or by torchrun, with the settings' file and the run's folder.
+LOOP = """
 import os
 import sys
 from pathlib import Path
+import torch.distributed as dist
 from scribbleseg.config import FinetuneConfig, from_yaml
 from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
+from scribbleseg.distributed import rank
 from scribbleseg.loops.batches import open_data
 from scribbleseg.loops.segment import fit
 from scribbleseg.loops.state import init_state
@@ -44,26 +59,107 @@ from scribbleseg.loops.steps import EpochDone, SaveDue
 from scribbleseg.runs import RunFolder
 from train.saving import Snapshot, write_checkpoint
 
-config = from_yaml(FinetuneConfig(), Path(sys.argv[1]))
-run = RunFolder.open(sys.argv[2])
-device = pick_device()
-if device.type == "cpu":
-    prepare_cpu(os.cpu_count())
-precision = autocast_dtype(config.train.precision, device)
-data, state = open_data(config), init_state(config, device, precision)
-for event in fit(state, data, config, device=device, precision=precision):
-    match event:
-        case SaveDue():
-            write_checkpoint(run, config, Snapshot.take(state, event.epoch))
-        case EpochDone():
-            run.write_metrics(state.progress.history)
+
+def main():
+    config = from_yaml(FinetuneConfig(), Path(sys.argv[1]))
+    run = RunFolder.open(sys.argv[2])
+    workers = int(os.environ.get("WORLD_SIZE", 1))
+    if workers > 1:
+        dist.init_process_group()
+    device = pick_device()
+    if device.type == "cpu":
+        prepare_cpu(os.cpu_count() // workers)
+    precision = autocast_dtype(config.train.precision, device)
+    data, state = open_data(config), init_state(config, device, precision)
+    for event in fit(state, data, config, device=device, precision=precision):
+        match event:
+            case SaveDue() if rank() == 0:
+                write_checkpoint(run, config, Snapshot.take(state, event.epoch))
+            case EpochDone() if rank() == 0:
+                run.write_metrics(state.progress.history)
+            case _:
+                pass
+    if workers > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
 """
+
+# With the number of workers, and the file that says when they began.
+NOTHING = """
+import sys
+from pathlib import Path
+import ray
+import ray.train
+import ray.train.torch
+
+if __name__ == "__main__":
+    file = Path(sys.argv[2])
+
+    def work():
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+
+    ray.init(address="local", log_to_driver=False)
+    scaling = ray.train.ScalingConfig(num_workers=int(sys.argv[1]))
+    ray.train.torch.TorchTrainer(work, scaling_config=scaling).fit()
+"""
+
+
+def command(kind: str, settings: Path, run: Path, workers: int) -> list[str]:
+    """Return the command that trains into a run's folder; the scripts lie beside the settings."""
+    loop, nothing = settings.with_name("loop.py"), settings.with_name("nothing.py")
+    loop.write_text(LOOP)
+    nothing.write_text(NOTHING)
+    if kind == RAY:
+        words = ["-m", "train.finetune", settings, "--storage", run.parent, "--name", run.name]
+        words += ["--launch.num-workers", workers]
+    elif kind == TORCHRUN:
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", workers]
+        words += [loop, settings, run]
+    elif kind == PLAIN:
+        words = [loop, settings, run]
+    else:
+        words = [nothing, workers, run / METRICS]
+    return [sys.executable, *map(str, words)]
+
+
+def train(kind: str, config: FinetuneConfig, workers: int) -> tuple[float, list[float]]:
+    """Run a command to its end.
+
+    Returns:
+        Seconds from its start to its first figures, and those of every epoch but the first.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        settings, run = Path(scratch) / "settings.yaml", Path(scratch) / "runs" / "run"
+        settings.write_text(to_yaml(config))
+        run.parent.mkdir()
+        words = command(kind, settings, run, workers)
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            words,
+            env=os.environ | {"PYTHONPATH": os.getcwd(), "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not (run / METRICS).exists() and process.poll() is None:
+            time.sleep(0.02)
+        first = time.perf_counter() - began
+        if process.wait():
+            raise RuntimeError(f"{kind} failed: {' '.join(words)}")
+        if kind == EMPTY:
+            return first, []
+        rows = RunFolder.open(str(run)).read_metrics()
+        return first, [float(row["seconds"]) for row in rows[1:]]
 
 
 def main() -> None:
     """Measure and print."""
     share: Share = parse_arguments(Share, sys.argv[1:], prog="python -m benchmarks.ray_share")
-    config = override(
+    number = len(list_scenes(share.root, "train", need_masks=True))
+    whole = override(
         FinetuneConfig(),
         {
             "data.root": str(Path(share.root).resolve()),
@@ -72,33 +168,41 @@ def main() -> None:
         }
         | dict(change.split("=", 1) for change in share.changes),
     )
-    times: dict[str, list[float]] = {"ray": [], "plain": []}
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = Path(scratch) / "settings.yaml"
-        settings.write_text(to_yaml(config))
-        for number in range(share.rounds):
-            for kind in times:
-                name = f"{kind}-{number}"
-                if kind == "ray":
-                    command = ["-m", "train.finetune", settings, "--storage", scratch]
-                    command += ["--name", name]
-                else:
-                    command = ["-c", PLAIN, settings, Path(scratch) / name]
-                subprocess.run(
-                    [sys.executable, *command], check=True, stdout=subprocess.DEVNULL, stderr=None
-                )
-                rows = RunFolder.at(scratch, name).read_metrics()
-                times[kind] += [row["seconds"] for row in rows[1:]]
-    ray, plain = (statistics.median(times[kind]) for kind in ("ray", "plain"))
-    ratios = [a / b for a, b in zip(times["ray"], times["plain"], strict=True)]
-    sys.stdout.write(
-        "| epoch, seconds | median | min | max |\n| --- | --- | --- | --- |\n"
-        f"| Ray Train | {ray:.2f} | {min(times['ray']):.2f} | {max(times['ray']):.2f} |\n"
-        f"| plain loop | {plain:.2f} | {min(times['plain']):.2f} | {max(times['plain']):.2f} |\n"
-        f"\nratio of medians {ray / plain:.3f}; pair by pair median "
-        f"{statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}\n"
+    # As many images as a batch has: an epoch of one step, without validation.
+    one_step = override(
+        whole,
+        {
+            "data.fold": None,
+            "data.share": (whole.train.batch_size + 0.5) / number,
+            "train.epochs": 1,
+        },
     )
+    carriers = [RAY, TORCHRUN, PLAIN] if share.workers == 1 else [RAY, TORCHRUN]
+    starts: dict[str, list[float]] = {kind: [] for kind in [*carriers, EMPTY]}
+    epochs: dict[str, list[float]] = {kind: [] for kind in carriers}
+    for _ in range(share.rounds):
+        for kind in starts:
+            starts[kind].append(train(kind, one_step, share.workers)[0])
+        for kind in epochs:
+            epochs[kind] += train(kind, whole, share.workers)[1]
+    text = ""
+    lines: list[Measured] = []
+    for title, unit, times in (
+        (f"an epoch, {share.workers} worker(s)", "epochs", epochs),
+        (f"start to first step, {share.workers} worker(s)", "starts", starts),
+    ):
+        found = [
+            Measured(
+                name=kind,
+                seconds=tuple(seconds),
+                notes={"seconds": f"{sorted(seconds)[len(seconds) // 2]:.2f}"},
+            )
+            for kind, seconds in times.items()
+        ]
+        text += to_markdown(title, found, unit) + "\n"
+        lines += found
+    tell(text, lines, share.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

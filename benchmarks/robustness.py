@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from benchmarks.measure import Scored
+from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments
 from scribbleseg.datasets.scenes import Scene, read_scene
 from scribbleseg.metrics import SegmentationMetrics
@@ -118,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from scribbleseg.cli import exit_status
 from scribbleseg.config import Architecture, FinetuneConfig, parse_arguments
 from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
 from scribbleseg.loops.segment import train_step
@@ -143,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -28,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from scribbleseg.checkpoint import read_model, write_manifest, write_model
+from scribbleseg.cli import exit_status
 from scribbleseg.config import FinetuneConfig, PredictConfig, parse_arguments
 from scribbleseg.runs import find_checkpoint
 
@@ -303,4 +304,4 @@ def table(loads: Sequence[Load], bulk: dict[str, dict[str, float]], load: str) -
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

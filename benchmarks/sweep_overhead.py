@@ -1,4 +1,4 @@
-"""What a sweep adds to a trial: the time between trials, reports and checkpoints.
+"""What a sweep adds to a trial: start, reports and checkpoints; and how many trials an hour has.
 
 Trials of one worker run one after the other in a real sweep; the time from one trial's end to the
 next one's, less the epochs that were trained and validated in between, is overhead. The first
@@ -15,6 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measure import Measured, tell, to_markdown
+from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import TRIAL, read_trials
@@ -30,6 +32,8 @@ class Overhead:
     """Trials of the sweep (3 or more)."""
     epochs: int = 3
     """Epochs of each, all of them validated and saved."""
+    out: Path | None = None
+    """File without suffix for the table, .md and .json; None: print only."""
 
 
 def main() -> None:
@@ -55,16 +59,26 @@ def main() -> None:
             ends.append((folder / trial.name / TRIAL).stat().st_mtime)
             rows = sweep.child(trial.name).read_metrics()
             trained.append(sum(row["seconds"] for row in rows))
-    spent = [
-        end - before - seconds
-        for (before, end), seconds in zip(itertools.pairwise(ends), trained[1:], strict=True)
+    pairs = list(itertools.pairwise(ends))
+    whole = tuple(end - before for before, end in pairs)
+    spent = tuple(total - seconds for total, seconds in zip(whole, trained[1:], strict=True))
+    lines = [
+        Measured(
+            name=name,
+            seconds=seconds,
+            notes={
+                "seconds": f"{statistics.median(seconds):.2f}",
+                "per hour": f"{3600 / statistics.median(seconds):.0f}",
+            },
+        )
+        for name, seconds in (
+            ("overhead of a trial", spent),
+            ("training and validating", tuple(trained[1:])),
+            ("whole trial", whole),
+        )
     ]
-    sys.stdout.write(
-        f"\n{len(spent)} trials after the first, {asked.epochs} epochs each: overhead of a trial "
-        f"{statistics.median(spent):.2f} s (median), {min(spent):.2f} to {max(spent):.2f} s; "
-        f"training and validating {statistics.median(trained):.2f} s\n"
-    )
+    tell(to_markdown(f"{len(spent)} trials after the first", lines, "times"), lines, asked.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

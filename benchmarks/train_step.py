@@ -10,7 +10,6 @@ on as much of ResNet-18 as gives it about as many parameters:
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measure import Measured, in_new_process, in_turn, peak_mb, tell, to_markdown
+from benchmarks.measure import (
+    Measured,
+    OnDevice,
+    in_new_process,
+    in_turn,
+    peak_mb,
+    tell,
+    to_markdown,
+)
+from scribbleseg.cli import exit_status
 from scribbleseg.config import (
     Architecture,
     FinetuneConfig,
@@ -29,7 +37,7 @@ from scribbleseg.config import (
     TrainConfig,
     parse_arguments,
 )
-from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
+from scribbleseg.device import autocast_dtype
 from scribbleseg.loops.batches import Batch
 from scribbleseg.loops.segment import train_step
 from scribbleseg.loops.state import init_state
@@ -40,7 +48,7 @@ KINDS = (OURS, RECOMPUTED, PACKAGE, PLAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepBench:
+class StepBench(OnDevice):
     """What is measured."""
 
     architecture: Architecture = "unet"
@@ -171,12 +179,10 @@ def main() -> None:
     bench: StepBench = parse_arguments(
         StepBench, sys.argv[1:], prog="python -m benchmarks.train_step"
     )
-    device = pick_device()
-    if device.type == "cpu":
-        # Part of how our runs begin; it serves the others as well.
-        prepare_cpu(os.cpu_count() or 1)
+    device = bench.prepare()
     if bench.memory_of:
-        sys.stdout.write(json.dumps(peak_mb(stepper(bench.memory_of, bench, device)[0])) + "\n")
+        step, _ = stepper(bench.memory_of, bench, device)
+        sys.stdout.write(json.dumps(peak_mb(step, device)) + "\n")
         return
     works = {kind: stepper(kind, bench, device) for kind in KINDS}
     times = in_turn({kind: step for kind, (step, _) in works.items()}, bench.rounds)
@@ -195,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from scribbleseg.cli import exit_status
 from scribbleseg.config import FinetuneConfig, override, parse_arguments, to_yaml
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.runs import RunFolder
@@ -225,4 +226,4 @@ def settle(bench: Scaling, workers: int) -> FinetuneConfig:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

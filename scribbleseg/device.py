@@ -17,6 +17,21 @@ def pick_device(*, gpus: bool = True) -> torch.device:
     return torch.device("cpu")
 
 
+def find_device(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        InputError: This machine cannot hold a tensor there.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"device is {name!r}: {reason}; expected 'cuda', 'mps' or 'cpu', or leave it out"
+        ) from None
+
+
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 

@@ -31,7 +31,7 @@ from scribbleseg.datasets.scenes import (
     read_scene,
 )
 from scribbleseg.datasets.transforms import normalise, to_network
-from scribbleseg.device import pick_device
+from scribbleseg.device import find_device, pick_device
 from scribbleseg.edges import follow_edges
 from scribbleseg.errors import InputError
 from scribbleseg.models import build_model
@@ -321,7 +321,7 @@ def load(
     Raises:
         InputError: Not a whole checkpoint, one of another format, or no such device.
     """
-    place = _find_device(device) if device else pick_device()
+    place = find_device(device) if device else pick_device()
     with tempfile.TemporaryDirectory(prefix="scribbleseg-") as scratch:
         found = read_model(find_checkpoint(str(checkpoint), Path(scratch) / "checkpoint"))
     if not isinstance(found.config, FinetuneConfig):
@@ -346,17 +346,6 @@ def load(
         device=place,
         source=str(checkpoint),
     )
-
-
-def _find_device(name: str) -> torch.device:
-    """Return the device of that name, or raise an `InputError` where it cannot hold a tensor."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"device is {name!r}: {reason}; expected 'cuda', 'mps' or 'cpu', or leave it out"
-        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
