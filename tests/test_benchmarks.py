@@ -1,0 +1,74 @@
+"""What benchmarks share, and that those of speed still run: no test asserts a time."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_kinds_of_work_take_turns_and_the_first_rounds_do_not_count():
+    from benchmarks.measure import in_turn
+
+    done: list[str] = []
+    works = {name: lambda name=name: done.append(name) for name in "ab"}
+    times = in_turn(works, 3, warm_up=1)
+    assert done == ["a", "b"] * 4
+    assert [len(seconds) for seconds in times.values()] == [3, 3]
+
+
+def test_a_table_compares_with_its_last_line_round_by_round():
+    from benchmarks.measure import Measured, to_markdown
+
+    ours = Measured(name="ours", seconds=(1.0, 2.0, 1.0), items=4)
+    theirs = Measured(name="theirs", seconds=(2.0, 2.0, 4.0), items=4)
+    assert to_markdown("step", [ours, theirs], "images").splitlines() == [
+        "| step | images per second | least | most | × theirs |",
+        "| --- | --- | --- | --- | --- |",
+        "| ours | 4.00 | 2.00 | 4.00 | 2.00 (1.00 to 4.00) |",
+        "| theirs | 2.00 | 1.00 | 2.00 | 1 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", [["nope"], ["train_step", "--device", "nowhere"]], ids=["name", "device"]
+)
+def test_bad_input_is_one_line(
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    from benchmarks import train_step
+    from benchmarks.__main__ import main
+    from scribbleseg.cli import exit_status
+
+    command = main if len(words) == 1 else train_step.main
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words[-2:]])
+    assert exit_status(command) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert words[-1] in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("train_step", ["--width", "8", "--batch-size", "2", "--side", "64"]),
+        ("dino_step", ["--width", "8", "--batch-size", "2", "--out-dim", "64"]),
+        ("prediction", []),
+    ],
+)
+def test_those_of_speed_run(
+    name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import importlib
+
+    bench = importlib.import_module(f"benchmarks.{name}")
+    out = tmp_path / name
+    monkeypatch.setattr(sys, "argv", [name, "--rounds", "1", *words, "--out", str(out)])
+    bench.main()
+    lines = json.loads(out.with_suffix(".json").read_text())["lines"]
+    assert len(lines) >= 3
+    assert all(seconds > 0 for line in lines for seconds in line["seconds"])
+    assert out.with_suffix(".md").read_text().startswith("| ")
