@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One Ray per machine is assumed by Ray's cleaner; a cluster that happens to run is left alone.
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: setup demo lint test test-all bench cluster-proof clean
+.PHONY: setup demo lint test test-all bench cluster-proof
 
 setup: .venv/.installed
 

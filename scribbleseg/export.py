@@ -56,7 +56,7 @@ def export_onnx(predictor: Predictor, out: Path) -> None:
             cannot be written.
     """
     if not (find_spec("onnx") and find_spec("onnxruntime")):
-        raise InputError("ONNX is not installed; install it: pip install 'scribbleseg[onnx]'")
+        raise InputError("ONNX is not installed; install it: pip install '.[onnx]'")
     import onnx
 
     architecture = predictor.config.model.architecture

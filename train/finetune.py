@@ -9,7 +9,7 @@ from scribbleseg.config import FinetuneConfig
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
 from train.command import Order, carry_out, read_job
-from train.launch import absolute
+from train.launch import absolute, absolute_data
 from train.recipes import RECIPES
 
 PROG = "python -m train.finetune"
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     config, launch = job.config, job.launch
     if not config.data.root:
         raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
-    config = replace(config, data=replace(config.data, root=absolute(config.data.root)))
+    config = replace(config, data=absolute_data(config.data))
     if config.init_from is not None:
         config = replace(config, init_from=absolute(config.init_from))
     if launch.is_local:

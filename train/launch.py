@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ import torch
 import tyro
 from pyarrow.fs import FileType
 
-from scribbleseg.config import config_hash, require, to_dict
+from scribbleseg.config import DataConfig, config_hash, require, to_dict
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard, Watcher
@@ -143,6 +143,11 @@ def absolute(location: str) -> str:
     if "://" in location or location.startswith("released:"):
         return location
     return str(Path(location).expanduser().resolve())
+
+
+def absolute_data(data: DataConfig) -> DataConfig:
+    """Return the settings of the data with its folders made absolute."""
+    return replace(data, root=absolute(data.root), extra=tuple(map(absolute, data.extra)))
 
 
 def start_ray(launch: ClusterConfig) -> None:

@@ -49,6 +49,7 @@ from train.estimate import time_steps
 from train.launch import (
     LaunchConfig,
     absolute,
+    absolute_data,
     git_commit,
     plan_resources,
     this_machine,
@@ -218,7 +219,7 @@ def settle(job: AblationJob, base: AblationJob) -> AblationJob:
         # On a cluster the data are where the workers are, and are checked there.
         list_scenes(root, data.split, need_masks=True, cache_dir=data.cache_dir)
         list_images(images, job.pretrain.data.cache_dir)
-    finetune = replace(job.finetune, data=replace(data, root=root))
+    finetune = replace(job.finetune, data=absolute_data(replace(data, root=root)))
     return replace(job, finetune=finetune, data_root=root, images=images)
 
 

