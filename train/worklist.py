@@ -31,8 +31,10 @@ class Work:
     """Photographs without a mask, sorted."""
     failures: list[Failure]
     """Files that have no partner, or one too many."""
-    num_done: int
+    num_masks: int
     """Photographs whose masks are there."""
+    num_done: int
+    """Photographs for which all is there that is wanted."""
 
 
 def list_work(folders: Folders, probabilities: bool) -> Work:
@@ -46,9 +48,9 @@ def list_work(folders: Folders, probabilities: bool) -> Work:
     scribbles = _by_stem(folders.scribbles, LABEL_SUFFIXES, failures)
     if not images:
         raise InputError(f"{folders.images}: found no .jpg or .png file, expected photographs")
-    done = _stems_done(folders.target)
+    done = masks = _stems_done(folders.target)
     if probabilities:
-        done &= _stems_done(folders.target.child("probabilities"))
+        done = masks & _stems_done(folders.target.child("probabilities"))
     for lacking, folder, file in (
         (images.keys() - scribbles.keys(), folders.images, images),
         (scribbles.keys() - images.keys(), folders.scribbles, scribbles),
@@ -62,6 +64,7 @@ def list_work(folders: Folders, probabilities: bool) -> Work:
     return Work(
         drawn=[Drawn(images[stem], scribbles[stem]) for stem in both if stem not in done],
         failures=failures,
+        num_masks=sum(stem in masks for stem in both),
         num_done=sum(stem in done for stem in both),
     )
 
@@ -106,9 +109,9 @@ def require_same_masks(folders: Folders, record: Mapping[str, Any], work: Work) 
     """Write what the masks of a folder are made by, or raise where others are there."""
     found = folders.target.read_json(RECORD)
     remedy = "give another --out, or remove it"
-    if found is None and work.num_done:
+    if found is None and work.num_masks:
         raise InputError(
-            f"{folders.out}: holds {work.num_done} mask(s) and no {RECORD}, so nothing tells what "
+            f"{folders.out}: holds {work.num_masks} mask(s) and no {RECORD}, so nothing tells what "
             f"made them; {remedy}"
         )
     if found is not None and found != record:

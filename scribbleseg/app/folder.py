@@ -190,11 +190,13 @@ class Folder:
         _require_plain(stem)
         suffix, content = made_fit(FileBytes(name=name, content=content))
         images = self._folder("images")
-        taken = list_files(images, IMAGE_SUFFIXES)
+        # Many disks hold IMG.jpg and img.jpg to be one file.
+        listed = list_files(images, IMAGE_SUFFIXES)
+        taken = {other.casefold(): path for other, path in listed.items()}
         number, wanted = 1, stem
-        while wanted in taken:
-            if self._inside(taken[wanted]).read_bytes() == content:
-                return wanted
+        while (there := taken.get(wanted.casefold())) is not None:
+            if self._inside(there).read_bytes() == content:
+                return there.stem
             number += 1
             wanted = f"{stem}-{number}"
         try:

@@ -108,7 +108,7 @@ def shown_size(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"
 
 
 class Sheets:
-    """Opens pictures of a folder, and changes their strokes, one change at a time."""
+    """Opens pictures of a folder, and changes what was drawn on them, one change at a time."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
@@ -171,6 +171,19 @@ class Sheets:
                 )
             self.folder.write_strokes_file(stem, past[earlier])
             return self._keep(self._with_strokes(sheet))
+
+    def accept(self, stem: str, revision: str, mask: UInt8[np.ndarray, "h w"]) -> None:
+        """Save the mask that belongs to the strokes of `revision`.
+
+        Raises:
+            Refusal: newer strokes came in while it was made, or it cannot be saved.
+        """
+        with self._lock:
+            if self.folder.revision(stem) != revision:
+                raise Refusal(
+                    HTTPStatus.GONE, f"{stem}: there are newer strokes; accept their mask instead"
+                )
+            self.folder.write_labels("ground_truth", stem, mask)
 
     def _at(self, stem: str, revision: str) -> Sheet:
         """Return a picture if its strokes are those of `revision`; keep them as its past."""

@@ -153,7 +153,8 @@ class Studio:
         """Save the careful mask, at the photograph's own size.
 
         Raises:
-            Refusal: the strokes on disk are others, none is on the object, or it cannot be saved.
+            Refusal: the strokes on disk are others, before or after the look; none is on the
+                object; or the mask cannot be saved.
         """
         sheet = self.sheets.open(stem)
         if sheet.revision != revision:
@@ -167,7 +168,7 @@ class Studio:
                 HTTPStatus.CONFLICT, f"{stem}: no object stroke; draw one on the object first"
             )
         found = self._look(stem, revision, "main", carefully=True)
-        self.folder.write_labels("ground_truth", stem, to_mask(found.grey))
+        self.sheets.accept(stem, revision, to_mask(found.grey))
         return found.at_shown_size()
 
     def _look(self, stem: str, revision: str, place: Place, carefully: bool) -> Masked:

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from scribbleseg.app import folder as folders
 from scribbleseg.app import server
+from scribbleseg.app.models import Model
 from scribbleseg.app.server import create_app
 from scribbleseg.datasets.scenes import (
     read_image,
@@ -20,7 +21,7 @@ from scribbleseg.datasets.scenes import (
     read_scribbles,
 )
 from scribbleseg.errors import InputError
-from tests.app.conftest import HOST, draw, photograph
+from tests.app.conftest import HOST, Growing, draw, photograph
 
 
 def png(array: np.ndarray, kind: str = "PNG", **options) -> bytes:
@@ -127,6 +128,23 @@ def test_masks_of_strokes_that_are_no_longer_the_newest_are_not_computed(client)
     refused(client.get(f"/api/pictures/photo_0/mask?revision={first}"), 410, "newer")
 
 
+def test_a_stroke_that_comes_in_during_the_careful_look_keeps_the_older_mask_out(
+    client, studio, root
+):
+    first = draw(client, "photo_0", "blank").json()["revision"]
+
+    class Slow:
+        def probabilities(self, image, strokes):
+            draw(client, "photo_0", first, y=60.0)
+            return np.zeros(strokes.shape, np.float32)
+
+    model = Model(name="slow", quick=Growing(20), careful=Slow(), config=None)
+    studio.models["main"] = model
+    refused(client.post("/api/pictures/photo_0/mask", json={"revision": first}), 410, "newer")
+    assert not (root / "train" / "ground_truth").exists()
+    assert client.get("/api/pictures/photo_0").json()["progress"] == "drawn"
+
+
 def test_dropped_photographs_are_kept_and_never_replaced(client, root):
     images = root / "train" / "images"
     content = png(photograph(seed=9), "JPEG", quality=90)
@@ -140,6 +158,8 @@ def test_dropped_photographs_are_kept_and_never_replaced(client, root):
     assert add("cat.jpg", content) == "cat"
     assert add("cat.png", png(photograph(seed=8))) == "cat-2"
     assert (images / "cat.jpg").read_bytes() == content
+    assert add("CAT.jpg", content) == "cat"
+    assert add("Cat.png", png(photograph(seed=7))) == "Cat-3"
 
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -138,8 +138,9 @@ def test_what_would_mix_or_replace_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=r"made otherwise \(predict differ"):
         main(arguments(checkpoint, split, tmp_path / "out", "--flip=True"))
     (tmp_path / "out" / "predict.json").unlink()
-    with pytest.raises(InputError, match="holds 14 mask"):
-        main(arguments(checkpoint, split, tmp_path / "out"))
+    for more in ((), ("--probabilities",)):
+        with pytest.raises(InputError, match="holds 14 mask"):
+            main(arguments(checkpoint, split, tmp_path / "out", *more))
 
 
 @pytest.mark.slow

@@ -256,11 +256,12 @@ async function lookCarefully(picture, signal) {
 const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 
 const accept = tried(async () => {
-  if (current === null) return;
+  // A key that is held comes in again and again.
+  if (current === null || $("accept").disabled) return;
   const picture = current;
+  $("accept").disabled = true;
   await saving;
   asking?.abort();
-  $("accept").disabled = true;
   $("took").textContent = "looking carefully…";
   try {
     const mask = await client.accept(picture.stem, picture.past.revision);
