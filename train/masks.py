@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
+import torch
 from pyarrow.fs import FileSystem, FileType
 
 from scribbleseg.datasets.files import FileBytes, reason, require_pixels
@@ -135,6 +136,7 @@ class MaskMaker:
 
         Raises:
             OSError: a mask cannot be written.
+            RuntimeError: a GPU failed.
         """
         for drawn, scene in _ahead(self._read, batch, SCENES_AHEAD):
             if isinstance(scene, Failure):
@@ -156,7 +158,11 @@ class MaskMaker:
             return Failure(file, why)
 
     def _make_one(self, drawn: Drawn, scene: Scene) -> Failure | None:
-        """Predict a scene and write its mask, last of all: it says that all is there."""
+        """Predict a scene and write its mask, last of all: it says that all is there.
+
+        Raises:
+            RuntimeError: a GPU failed; nothing that follows could be computed on it.
+        """
         try:
             made = answer(
                 self.predictor,
@@ -166,7 +172,11 @@ class MaskMaker:
                 sure=self.wishes.sure,
             )
         except RuntimeError as error:
-            # torch's, such as no memory for it: one photograph is no reason to stop.
+            # One photograph is no reason to stop, such as one that there is no memory for. But
+            # after most other faults of a GPU, this process cannot use it any more.
+            on_gpu = self.predictor.device.type == "cuda"
+            if on_gpu and not isinstance(error, torch.OutOfMemoryError):
+                raise
             return Failure(f"{self.folders.images}/{drawn.image}", reason(error)[:300])
         if made.probabilities is not None:
             self.folders.target.write_file(f"probabilities/{drawn.stem}.png", made.probabilities)

@@ -11,6 +11,7 @@ Names come from a browser, and files may be links: no path outside ROOT is ever 
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -92,6 +93,11 @@ class Folder:
             else:
                 found[stem] = "drawn" if stem in drawn else "untouched"
         return found
+
+    def hidden(self) -> list[str]:
+        """Return the photographs that are not shown: their names would not be files elsewhere."""
+        images = list_files(self._folder("images"), IMAGE_SUFFIXES)
+        return [path.name for stem, path in images.items() if not is_plain_name(stem)]
 
     def progress(self, stem: str) -> Progress:
         """Return how far one photograph is."""
@@ -219,7 +225,8 @@ class Folder:
         """Bring the samples with accepted masks together.
 
         Training wants strokes and a mask for every photograph of a split. Where some lack them, the
-        others are linked into a split of their own, which takes no space.
+        others are linked into a split of their own, which takes no space; what was linked before
+        and is not among them any more is taken out of it.
 
         Returns:
             Their split, and when each mask was accepted, in ns, by stem.
@@ -230,16 +237,14 @@ class Folder:
         pictures, masks = self.pictures(), self._changed("ground_truth")
         drawn = self._changed("scribbles")
         done = {stem: masks[stem] for stem in pictures if stem in masks and stem in drawn}
-        if len(done) == len(pictures):
+        # Training reads the photographs that the page hides, too.
+        if not done or len(done) == len(pictures) + len(self.hidden()):
             return self.split, done
         there = Folder(root=self.root, split=ACCEPTED)
         try:
-            for stem in done:
-                image = self.image_path(stem)
-                _link(image, there._folder("images") / image.name)
-                for kind in ("scribbles", "ground_truth"):
-                    path = self._path(kind, stem)
-                    _link(path, there._folder(kind) / path.name)
+            _link_all([self.image_path(stem) for stem in done], there._folder("images"))
+            for kind in ("scribbles", "ground_truth"):
+                _link_all([self._path(kind, stem) for stem in done], there._folder(kind))
         except OSError as error:
             raise not_written(error, self.root / ACCEPTED) from None
         return ACCEPTED, done
@@ -255,7 +260,8 @@ class Folder:
     def _path(self, kind: Kind, stem: str) -> Path:
         """Return where the labels of a photograph lie, or would."""
         _require_plain(stem)
-        return self._inside(self._folder(kind) / f"{stem}.png")
+        path, upper = (self._folder(kind) / f"{stem}{suffix}" for suffix in (".png", ".PNG"))
+        return self._inside(upper if upper.is_file() and not path.is_file() else path)
 
     def _folder(self, kind: Kind | Literal["images"]) -> Path:
         return self._inside(self.root / self.split / kind)
@@ -282,11 +288,21 @@ def _require_plain(stem: str) -> None:
         )
 
 
+def _link_all(paths: Sequence[Path], folder: Path) -> None:
+    """Let a folder hold links to these files, and no others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {path.name for path in paths}
+    for left in folder.iterdir():
+        if left.name not in names and left.is_file():
+            left.unlink()
+    for path in paths:
+        _link(path, folder / path.name)
+
+
 def _link(path: Path, target: Path) -> None:
     """Let `target` be the same file, or a copy where the file system knows no links."""
     if target.exists() and os.path.samefile(path, target):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     partial.unlink(missing_ok=True)
     try:

@@ -4,6 +4,7 @@ POST URL/predict takes the files `image` and `strokes`; with `?probabilities=tru
 an 8-bit grey PNG of 255 x the probability of "object".
 """
 
+import http.client
 import io
 import urllib.error
 import urllib.request
@@ -70,7 +71,7 @@ class RemoteLook:
             said = error.read(1000).decode(errors="replace").removeprefix("error: ").strip()
             said = " ".join(said.split()) or error.reason
             raise _gone_wrong(self.url, f"answered {error.code}: {said}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             why = getattr(error, "reason", error)
             raise _gone_wrong(self.url, f"cannot be reached ({why})") from None
 
@@ -81,8 +82,12 @@ def load_remote(url: str, token: str | None) -> Model:
     Raises:
         InputError: no such URL, or nobody answers there.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.netloc
+    except ValueError:
+        known = False
+    if not known:
         raise InputError(f"--server is {url!r}; expected http://HOST:PORT")
     looks = RemoteLook(url=url.rstrip("/").removesuffix("/predict"), token=token)
     try:

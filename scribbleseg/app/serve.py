@@ -14,6 +14,7 @@ import torch
 
 from scribbleseg.app.folder import Folder
 from scribbleseg.app.models import Model, load_model
+from scribbleseg.app.refusal import Refusal
 from scribbleseg.app.remote import load_remote
 from scribbleseg.app.studio import Place, Studio
 from scribbleseg.device import prepare_cpu
@@ -63,7 +64,11 @@ def serve(
     if compare is not None:
         models["other"] = load_model(compare)
     folder = Folder(root=data, split=split)
-    folder.make()
+    try:
+        folder.make()
+        hidden = folder.hidden()
+    except Refusal as refusal:
+        raise InputError(f"--data: {refusal}") from None
     # The browser wants a core of its own, and threads that wait for one another are late together.
     prepare_cpu(max(1, torch.get_num_threads() - 1))
     studio = Studio(folder, models)
@@ -74,6 +79,11 @@ def serve(
     hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost", "[::1]")] if local else []
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     address += f"?token={token}" if token else ""
+    if hidden:
+        say(
+            f"{len(hidden)} photograph(s) of {data / split / 'images'} are not shown, such as "
+            f"{hidden[0]!r}: not every disk takes such a name; rename them"
+        )
     say(f"drawing into {data / split}; stop with Ctrl-C")
     say(address)
     if browse and _has_screen():

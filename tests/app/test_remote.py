@@ -1,6 +1,7 @@
 """The page's network on another machine."""
 
 import io
+import socket
 import threading
 
 import numpy as np
@@ -86,7 +87,24 @@ def test_a_server_that_is_not_there_is_one_line(url, path, words):
         load_remote("http://127.0.0.1:9" if path is None else url + path, None)
 
 
-@pytest.mark.parametrize("address", ["file:///etc", "localhost:8000", ""])
+def test_what_is_no_web_server_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with listener.accept()[0] as client:
+                client.recv(1 << 16)
+                client.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(InputError, match="--server .* cannot be reached"):
+            load_remote(f"http://127.0.0.1:{listener.getsockname()[1]}", None)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "address", ["file:///etc", "localhost:8000", "", "http://[::1", "http://127.0.0.1:80a"]
+)
 def test_urls_that_are_none_are_refused(address):
     with pytest.raises(InputError, match="--server"):
         load_remote(address, None)

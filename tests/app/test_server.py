@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from scribbleseg.app import folder as folders
-from scribbleseg.app import server
+from scribbleseg.app import serve, server
 from scribbleseg.app.models import Model
 from scribbleseg.app.server import create_app
 from scribbleseg.datasets.scenes import (
@@ -21,7 +21,7 @@ from scribbleseg.datasets.scenes import (
     read_scribbles,
 )
 from scribbleseg.errors import InputError
-from tests.app.conftest import HOST, Growing, draw, photograph
+from tests.app.conftest import HOST, Growing, draw, photograph, stub
 
 
 def png(array: np.ndarray, kind: str = "PNG", **options) -> bytes:
@@ -397,6 +397,30 @@ def test_loose_photographs_are_told_where_to_go(tmp_path):
         folders.Folder(root=tmp_path, split="train").make()
     with pytest.raises(InputError, match="--split"):
         folders.Folder(root=tmp_path / "new", split="../up").make()
+
+
+def test_a_link_out_of_the_folder_is_one_line_at_the_start(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "drawn" / "train").mkdir(parents=True)
+    (tmp_path / "drawn" / "train" / "images").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(serve, "_load", lambda *given: stub("near"))
+    with pytest.raises(InputError, match="--data: .*leads out of"):
+        serve.serve(
+            "c", tmp_path / "drawn", server=None, compare=None, split="train", host="127.0.0.1",
+            port=0, browse=False, say=str,
+        )  # fmt: skip
+
+
+def test_strokes_with_a_suffix_in_capitals_are_opened_and_go_on_in_their_file(client, root):
+    strokes = np.full((90, 120), 255, np.uint8)
+    strokes[3] = 0
+    (root / "train" / "scribbles").mkdir()
+    Image.fromarray(strokes).save(root / "train" / "scribbles" / "photo_0.PNG")
+    now = client.get("/api/pictures/photo_0").json()
+    assert now["revision"] != "blank" and now["progress"] == "drawn"
+    draw(client, "photo_0", now["revision"])
+    (path,) = (root / "train" / "scribbles").iterdir()
+    assert (read_scribbles(path)[3] == 0).all() and read_scribbles(path)[40, 40] == 1
 
 
 def test_the_page_is_served_whole(client):

@@ -78,5 +78,21 @@ def test_every_set_of_masks_is_a_run_of_its_own(studio, root):
     for stem in ("photo_1", "photo_2"):
         accept(studio, stem)
     studio.finetune_command()
+    # What is hidden is among the photographs of its split, and has neither strokes nor mask.
+    hidden = root / "train" / "images" / "photo?.png"
+    hidden.write_bytes((root / "train" / "images" / "photo_0.png").read_bytes())
+    assert studio.folder.hidden() == ["photo?.png"] and studio.folder.collect()[0] == "accepted"
+    assert len(list_scenes(root, "accepted", need_masks=True)) == 3
+    # What is not accepted any more is not trained on.
+    (root / "train" / "scribbles" / "photo_0.png").unlink()
+    studio.finetune_command()
+    scenes = list_scenes(root, "accepted", need_masks=True)
+    assert [scene.stem for scene in scenes] == ["photo_1", "photo_2"]
+
+
+def test_settings_name_the_split_that_holds_all(studio, root):
+    for stem in ("photo_0", "photo_1", "photo_2"):
+        accept(studio, stem)
+    studio.finetune_command()
     config = from_yaml(FinetuneConfig(), root / "finetune.yaml")
     assert config.data.split == "train" and config.train.batch_size == 3

@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pyarrow.fs
 import pytest
+import torch
 from PIL import Image
 
 from scribbleseg.errors import InputError
@@ -20,7 +22,10 @@ from tests.train.test_finetune import ROOT, wait_for
 from tests.tune import test_sweep_cluster
 from tests.tune.test_sweep import family
 from tests.tune.test_sweep_cluster import node, on
+from train import masks
+from train.masks import Folders, MaskMaker, Wishes
 from train.predict import main
+from train.worklist import list_work
 
 # The fixture, which pytest finds by this name.
 head = test_sweep_cluster.head
@@ -141,6 +146,31 @@ def test_what_would_mix_or_replace_is_refused_before_anything_is_written(
     for more in ((), ("--probabilities",)):
         with pytest.raises(InputError, match="holds 14 mask"):
             main(arguments(checkpoint, split, tmp_path / "out", *more))
+
+
+def test_a_gpu_that_fails_is_not_blamed_on_the_photographs(
+    checkpoint, split, tmp_path, monkeypatch
+):
+    folders = Folders(
+        images=f"{split}/images", scribbles=f"{split}/scribbles", out=str(tmp_path / "out")
+    )
+    wishes = Wishes(probabilities=False, honour_strokes=True, sure=0.5, max_pixels=10**6)
+    predictor = load(checkpoint, device="cpu")
+    maker = MaskMaker(predictor, folders, wishes, cpus=torch.get_num_threads(), gpus=0)
+    maker.predictor = replace(maker.predictor, device=torch.device("cuda"))
+    drawn = list_work(folders, False).drawn[:1]
+
+    def fail(error: Exception):
+        def answer(*given, **more):
+            raise error
+
+        monkeypatch.setattr(masks, "answer", answer)
+        return list(maker.make(drawn))
+
+    (failure,) = fail(torch.OutOfMemoryError("no memory"))
+    assert failure.reason == "no memory"
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        fail(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 @pytest.mark.slow
