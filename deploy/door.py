@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 from typing import Any
 
 from ray import serve
@@ -22,6 +23,8 @@ from starlette.types import Message
 
 from deploy.loopback import keep_replica_on_loopback
 from deploy.orders import Order, Reply
+from scribbleseg.app.guard import same_origin
+from scribbleseg.app.hosts import is_loopback
 
 # A request that kills whoever computes it is given up before it has killed every replica.
 NUM_TRIES = 4
@@ -81,7 +84,7 @@ class Door:
 
     async def _predict(self, request: Request) -> Response:
         """Answer an image and its strokes with a PNG."""
-        self._require_token(request)
+        self._require_client(request)
         probabilities = _flag(request, "probabilities")
         async with await self._read_form(request) as form:
             image, strokes = [await _read_file(form, name) for name in FIELDS]
@@ -91,9 +94,20 @@ class Door:
             raise Refused(reply.status, reply.body.decode())
         return Response(reply.body, media_type="image/png")
 
-    def _require_token(self, request: Request) -> None:
-        """Raise unless the request shows the token, or none is asked for."""
+    def _require_client(self, request: Request) -> None:
+        """Raise unless the request shows the token; where none is asked for, if a web page asks.
+
+        A page of any site that somebody on this machine has open could do so; where its name was
+        made to lead to this machine, it asks for that name.
+        """
         if self.token_digest is None:
+            host = request.headers.get("host", "")
+            if not is_loopback(re.sub(r":\d+$", "", host).strip("[]")):
+                raise Refused(
+                    421, f"{host[:80]!r} is not served here; expected this machine's own name"
+                )
+            if not same_origin(request.headers, host):
+                raise Refused(403, "requests of web pages are refused")
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         shown = digest(token.strip())

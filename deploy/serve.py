@@ -4,7 +4,7 @@ On a cluster with a Serve configuration of its own, `serve run deploy.serve:app 
 `serve deploy deploy/serve.yaml` start the same application.
 """
 
-import ipaddress
+import contextlib
 import logging
 import os
 import signal
@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from scribbleseg.app.hosts import bracketed, is_loopback
 from scribbleseg.cli import exit_status, say
 from scribbleseg.config import Looker, parse_arguments, require
 from scribbleseg.errors import InputError
@@ -49,7 +50,7 @@ class Service(Looker):
     max_queued: int = 200
     """Requests that wait at most before more are told to come back (1 or more)."""
     max_megapixels: float = 50.0
-    """Larger pictures are refused, before they are decoded."""
+    """Larger pictures are refused, before they are decoded (at most 178)."""
     max_megabytes: float = 64.0
     """Longer requests are refused, while they come in."""
 
@@ -66,8 +67,10 @@ class Service(Looker):
         require(self.gpus_per_replica >= 0, "gpus_per_replica", self.gpus_per_replica, "0 or more")
         size = self.batch_size
         require(size is None or size >= 1, "batch_size", size, "1 or more, or None")
-        for key in ("max_megapixels", "max_megabytes"):
-            require(getattr(self, key) > 0, key, getattr(self, key), "more than 0")
+        # Pillow decodes no larger one.
+        most = self.max_megapixels
+        require(0 < most <= 178, "max_megapixels", most, "more than 0 and at most 178")
+        require(self.max_megabytes > 0, "max_megabytes", self.max_megabytes, "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +82,20 @@ class Serve:
     """Address to listen on. Beyond this machine, clients must show a token: set SCRIBBLESEG_TOKEN.
     """
     port: int = 8000
-    """Port to listen on."""
+    """Port to listen on (1 to 65535)."""
     address: str | None = None
     """Address of a running Ray cluster; None: $RAY_ADDRESS, else Ray is started on this machine."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        require(0 < self.port < 2**16, "port", self.port, "1 to 65535")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     asked: Serve = parse_arguments(Serve, arguments, prog=PROG)
     token = os.environ.get(TOKEN)
-    if not token and not _is_loopback(asked.host):
+    if not token and not is_loopback(asked.host):
         raise InputError(
             f"host is {asked.host}, which others reach, and {TOKEN} is not set; set it to a secret "
             f"that clients show (export {TOKEN}=$(openssl rand -hex 32)), or leave --host out"
@@ -106,14 +113,17 @@ def _serve(asked: Serve, token: str | None, *, on_every_node: bool) -> None:
     """Run the application until this process is told to stop; Ray is connected."""
     from ray import serve
 
-    stopped = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, frame: object) -> None:
-        stopped.set()
+        # Once: what was started is put away in peace.
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
     # After Ray's own, which would end this process without a word to Serve.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    for each in signals:
+        signal.signal(each, stop)
     # Serve tells of each of its steps; what a person needs is said here.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
@@ -126,8 +136,11 @@ def _serve(asked: Serve, token: str | None, *, on_every_node: bool) -> None:
             },
         )
         serve.run(build(asked.service, token), name=NAME)
-        say(f"{asked.service.checkpoint} on http://{asked.host}:{asked.port}/predict")
-        stopped.wait()
+        with contextlib.suppress(KeyboardInterrupt):
+            say(
+                f"{asked.service.checkpoint} on http://{bracketed(asked.host)}:{asked.port}/predict"
+            )
+            threading.Event().wait()
     finally:
         serve.shutdown()
 
@@ -204,14 +217,6 @@ def _try_out(service: Service) -> None:
     from scribbleseg.predict import load
 
     load(service.checkpoint, device="cpu", flip=service.flip, edges=service.edges)
-
-
-def _is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _require_free(host: str, port: int) -> None:

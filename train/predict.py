@@ -62,14 +62,18 @@ class PredictJob(Looker):
     sure: float = 0.5
     """Pixels whose label has a probability below this become 255, ignore [0.5, 1); 0.5: none do."""
     max_megapixels: float = 100.0
-    """Larger photographs are listed as failed and not read: a worker has memory for one such."""
+    """Larger photographs are listed as failed and not read: a worker has memory for one such (at
+    most 178).
+    """
     launch: ClusterConfig = field(default_factory=ClusterConfig)
     """Hardware."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0.5 <= self.sure < 1, "sure", self.sure, "a probability of 0.5 or more, below 1")
-        require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "more than 0")
+        # Pillow decodes no larger one.
+        most = self.max_megapixels
+        require(0 < most <= 178, "max_megapixels", most, "more than 0 and at most 178")
 
     @property
     def folders(self) -> Folders:

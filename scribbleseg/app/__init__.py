@@ -9,6 +9,7 @@ remote.py    the same, over HTTP, by a deployed predictor
 proposals.py which picture to draw on next
 training.py  the command that trains on what was accepted
 studio.py    what the routes do with all of these
+hosts.py     the names under which it is reached
 guard.py     who may talk to the server
 server.py    the routes; serve.py the command
 page/        what the browser gets

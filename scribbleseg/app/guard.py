@@ -56,7 +56,7 @@ class Guard:
         host = headers.get("host", "")
         if self.hosts and host not in self.hosts:
             return _no(HTTPStatus.MISDIRECTED_REQUEST, f"{host[:80]!r} is not served here")
-        if not _same_origin(headers, host) and not _is_visit(request):
+        if not same_origin(headers, host) and not _is_visit(request):
             return _no(HTTPStatus.FORBIDDEN, "requests of other web pages are refused")
         if self.token is None:
             return None
@@ -72,7 +72,7 @@ class Guard:
         )
 
 
-def _same_origin(headers: Headers, host: str) -> bool:
+def same_origin(headers: Headers, host: str) -> bool:
     """Return whether a request comes from the page itself, or from no page at all."""
     origin = headers.get("origin")
     return headers.get("sec-fetch-site", "none") in ("same-origin", "none") and (

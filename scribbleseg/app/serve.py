@@ -1,6 +1,5 @@
 """`scribbleseg app`: opens the folder, loads the checkpoint, and serves until it is stopped."""
 
-import ipaddress
 import os
 import secrets
 import socket
@@ -9,10 +8,12 @@ import threading
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 
 from scribbleseg.app.folder import Folder
+from scribbleseg.app.hosts import bracketed, host_headers, is_loopback
 from scribbleseg.app.models import Model, load_model
 from scribbleseg.app.refusal import Refusal
 from scribbleseg.app.remote import load_remote
@@ -20,7 +21,6 @@ from scribbleseg.app.studio import Place, Studio
 from scribbleseg.device import prepare_cpu
 from scribbleseg.errors import InputError
 
-LOOPBACK = "127.0.0.1"
 TOKEN = "SCRIBBLESEG_TOKEN"
 
 
@@ -74,11 +74,11 @@ def serve(
     studio = Studio(folder, models)
     listener = listen(host, port)
     port = listener.getsockname()[1]
-    local = _is_loopback(host)
+    local = is_loopback(host)
     token = None if local else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
-    hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost", "[::1]")] if local else []
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    address += f"?token={token}" if token else ""
+    hosts = host_headers(host, port) if local else []
+    address = f"http://{bracketed(host)}:{port}/"
+    address += f"?token={quote(token, safe='')}" if token else ""
     if hidden:
         say(
             f"{len(hidden)} photograph(s) of {data / split / 'images'} are not shown, such as "
@@ -128,14 +128,6 @@ def listen(host: str, port: int) -> socket.socket:
             f"--host {host} --port {port}: {error}; expected an address of this machine and a free "
             "port (0 finds one)"
         ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _has_screen() -> bool:

@@ -74,8 +74,8 @@ class Studio:
         self.models = models
         self.sheets = Sheets(folder)
         self.proposals = Proposals(folder=folder)
-        self.choices = [model.name for model in models.values()]
-        """Checkpoints named on the command line, which the page may load again."""
+        self.given = {model.name: model for model in models.values()}
+        """What the command line named, by name: a server is none that could be loaded again."""
         self._lock = threading.Lock()
         self._adding = threading.Lock()
         self._kept: OrderedDict[tuple[str, str, Place, bool], Future[Masked]] = OrderedDict()
@@ -90,7 +90,7 @@ class Studio:
 
     def checkpoints(self) -> list[str]:
         """Return the checkpoints that the page may load."""
-        return list(dict.fromkeys([*self.choices, *list_released(), *self.folder.list_runs()]))
+        return list(dict.fromkeys([*self.given, *list_released(), *self.folder.list_runs()]))
 
     def load(self, place: Place, checkpoint: str | None) -> None:
         """Put a checkpoint in a place; None empties the place "other".
@@ -110,7 +110,9 @@ class Studio:
                 f"{str(checkpoint)[:200]!r}: not among the checkpoints that this page may load; "
                 "name it on the command line",
             )
-        model = self._worker.submit(load_model, checkpoint).result()
+        model = self.given.get(checkpoint)
+        if model is None:
+            model = self._worker.submit(load_model, checkpoint).result()
         with self._lock:
             self.models[place] = model
             self._kept.clear()

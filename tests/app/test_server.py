@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from scribbleseg.app import folder as folders
 from scribbleseg.app import serve, server
+from scribbleseg.app.hosts import host_headers
 from scribbleseg.app.models import Model
 from scribbleseg.app.server import create_app
 from scribbleseg.datasets.scenes import (
@@ -389,6 +390,30 @@ def test_beyond_loopback_a_token_is_asked_for(studio):
         assert client.get("/api/state", headers=bearer).status_code == 200
         assert client.get("/", params={"token": "secret"}).status_code == 200
         assert client.get("/api/state").status_code == 200
+
+
+def test_the_address_that_is_printed_is_served(studio, root, monkeypatch):
+    assert "127.0.0.2:7000" in host_headers("127.0.0.2", 7000)
+    assert {"localhost", "127.0.0.1:80"} <= set(host_headers("127.0.0.1", 80))
+    assert "localhost" not in host_headers("127.0.0.1", 7000)
+    monkeypatch.setattr(serve, "_load", lambda *given: stub("near"))
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: sockets[0].close())
+    monkeypatch.setenv("SCRIBBLESEG_TOKEN", "a+b/c=")
+    said = []
+    serve.serve(
+        "c", root, server=None, compare=None, split="train", host="0.0.0.0", port=0, browse=False,
+        say=said.append,
+    )  # fmt: skip
+    path = "/" + said[-1].rpartition("/")[2]
+    with TestClient(create_app(studio, token="a+b/c="), base_url="http://lab") as client:
+        assert client.get(path).status_code == 200
+
+
+def test_one_goes_back_to_what_the_command_line_named(client, studio):
+    given = studio.models["main"]
+    studio.models["main"] = stub("another")
+    told = client.post("/api/models", json={"place": "main", "checkpoint": "near"}).json()
+    assert told["models"]["main"] == "near" and studio.models["main"] is given
 
 
 def test_loose_photographs_are_told_where_to_go(tmp_path):

@@ -55,7 +55,8 @@ def send(
     scope = {
         "type": "http", "method": method, "path": target, "query_string": query.encode(),
         "headers": [
-            (key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()
+            (key.replace("_", "-").encode(), value.encode())
+            for key, value in ({"host": "127.0.0.1:8000"} | headers).items()
         ],
     }  # fmt: skip
     return asyncio.run(door(Request(scope, receive)))
@@ -136,6 +137,30 @@ def test_without_the_token_nothing_is_read():
         assert answer.headers["www-authenticate"] == "Bearer"
     assert "secret" not in repr(vars(door))
     answer = send(door, body, content_type=kind, authorization="Bearer secret")
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "localhost:9000"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "127.0.0.1", "origin": "http://127.0.0.1"}, 200),
+        ({"host": "evil.example:8000"}, 421),
+        ({"host": "[::1"}, 421),
+        ({"host": ""}, 421),
+        ({"origin": "http://evil.example"}, 403),
+        ({"sec_fetch_site": "cross-site"}, 403),
+    ],
+)
+def test_without_a_token_web_pages_compute_nothing(headers, status):
+    body, kind = multipart(PARTS)
+    door = open_door()
+    answer = send(door, body, content_type=kind, **headers)
+    assert answer.status_code == status and len(door.masks.orders) == (status == 200)
+    answer = send(
+        open_door(token="t"), body, content_type=kind, authorization="Bearer t", **headers
+    )
     assert answer.status_code == 200
 
 

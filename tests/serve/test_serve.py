@@ -20,11 +20,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from ray import serve as ray_serve
 from ray.serve.schema import ServeDeploySchema
 
 from deploy.masks import Masks
 from deploy.orders import Order
-from deploy.serve import Service, app, main
+from deploy.serve import Serve, Service, _serve, app, main
 from scribbleseg.errors import InputError
 from scribbleseg.predict import load, predict_folder
 from tests.datasets.test_scenes import bomb
@@ -123,11 +124,35 @@ def test_what_cannot_be_served_is_said_before_ray_starts(checkpoint, tmp_path, m
         main([f"--checkpoint={tmp_path}/nowhere"])
     with pytest.raises(InputError, match="max_replicas is 1; expected min_replicas, 2, or more"):
         Service(checkpoint="c", min_replicas=2, max_replicas=1)
+    for wrong in ("--port=70000", "--port=0", "--max-megapixels=200"):
+        with pytest.raises(InputError, match=wrong[2:5]):
+            main([here, wrong])
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(InputError, match="address already in use; choose another --port"):
             main([here, f"--port={taken.getsockname()[1]}"])
+
+
+def test_a_start_that_never_ends_can_be_interrupted(checkpoint, monkeypatch):
+    stopped = []
+
+    def run(*given: object, **more: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(60)
+
+    monkeypatch.setattr(ray_serve, "start", lambda **more: None)
+    monkeypatch.setattr(ray_serve, "run", run)
+    monkeypatch.setattr(ray_serve, "shutdown", lambda: stopped.append(True))
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    asked = Serve(service=Service(checkpoint=str(checkpoint)))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _serve(asked, None, on_every_node=False)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert stopped == [True]
 
 
 def test_a_serve_configuration_gives_the_same_settings(checkpoint, monkeypatch):
