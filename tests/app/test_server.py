@@ -4,6 +4,7 @@ import io
 import os
 import threading
 import zlib
+from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from scribbleseg.app import folder as folders
-from scribbleseg.app import serve, server
+from scribbleseg.app import proposals, serve, server
 from scribbleseg.app.hosts import host_headers
 from scribbleseg.app.models import Model
+from scribbleseg.app.refusal import Refusal
 from scribbleseg.app.server import create_app
 from scribbleseg.datasets.scenes import (
     read_image,
@@ -360,6 +362,32 @@ def test_pictures_are_looked_at_while_nobody_waits(client, studio, root):
     thread.join()
     assert client.get("/api/state").json()["unscored"] == 0
     assert studio.proposals.scores["bad"] == -1 < studio.proposals.scores["photo_0"]
+
+
+def test_next_passes_over_what_cannot_be_read_and_networks_that_fail_are_asked_again_later(
+    client, studio, root, monkeypatch
+):
+    images = root / "train" / "images"
+    (images / "bad.png").write_bytes(b"no picture")
+
+    class Away:
+        def probabilities(self, image, strokes):
+            raise Refusal(HTTPStatus.BAD_GATEWAY, "cannot be reached")
+
+    away = Model(name="away", quick=Away(), careful=Away(), config=None)
+    studio.proposals.score(away, "photo_0")
+    studio.proposals.score(studio.models["main"], "bad")
+    pictures = studio.folder.pictures()
+    assert studio.proposals.scores == {"bad": -1.0}
+    assert studio.proposals.unscored(pictures) == ["photo_1", "photo_2"]
+    monkeypatch.setattr(proposals, "_REST_SECONDS", -1.0)
+    assert studio.proposals.unscored(pictures) == ["photo_0", "photo_1", "photo_2"]
+    for number in range(3):
+        draw(client, f"photo_{number}", "blank")
+    assert client.get("/api/next?after=photo_0").json()["stem"] == "photo_1"
+    for number in range(3):
+        (images / f"photo_{number}.png").unlink()
+    assert client.get("/api/next").json()["stem"] is None
 
 
 def test_networks_on_other_machines_are_not_trained_here(client):

@@ -163,6 +163,7 @@ function change(since, send, done) {
   saving = saving.then(tried(async () => {
     try {
       const told = await send(picture.past);
+      if (told === null) return;
       done(picture.past, told);
       if (picture !== current) return;
       tell(null);
@@ -190,6 +191,8 @@ function travel(from, to) {
   change(
     performance.now(),
     async (past) => {
+      // A key that is held asks for more steps than there are, before the first of them is made.
+      if (past[from].length === 0) return null;
       const told = await client.restore(picture.stem, past.revision, past[from].at(-1)).catch((error) => {
         if (error.status === 410) past.forget();
         throw error;
@@ -298,7 +301,7 @@ const add = tried(async (files) => {
 
 const proposeNext = tried(async () => {
   const { stem } = await client.next(current?.stem ?? null);
-  if (stem === null) tell("All masks are accepted. Add photographs, or train on what is saved (F).", "news");
+  if (stem === null) tell("No other picture waits for a mask. Add photographs, or train on what is saved (F).", "news");
   else await openPicture(stem);
 });
 
