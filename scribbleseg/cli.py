@@ -123,7 +123,9 @@ class Predict(Looker):
     scribbles: Path
     """Folder of strokes, STEM.png: 0 background, 1 object, 255 unlabelled."""
     out: Path
-    """Folder for the masks, STEM.png: 0 background, 1 object."""
+    """Folder for the masks, STEM.png: 0 background, 1 object; predict.json beside them says what made
+    them, and masks that nothing is said of are never replaced.
+    """
     probabilities: bool = False
     """Also write OUT/probabilities/STEM.png: 255 x the probability of object."""
     honour_strokes: bool = True

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
-from scribbleseg.checkpoint import read_model, transfer, write_bytes
-from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig, require
+from scribbleseg.checkpoint import read_model, to_json, transfer, write_bytes
+from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig, require, to_dict
 from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
@@ -37,6 +37,8 @@ from scribbleseg.errors import InputError
 from scribbleseg.models import build_model
 from scribbleseg.runs import find_checkpoint
 
+RECORD = "predict.json"
+"""Says beside a folder's masks what made them."""
 # The coarsest stride of the deepest network (model.depth 6): divisible by every level's stride.
 STRIDE = 32
 # Probabilities that follow edges reach 0 and 1, whose logits are infinite: these are the last ones.
@@ -429,7 +431,8 @@ def predict_folder(
 
     Raises:
         InputError: A folder is missing or empty, stems do not match, a file breaks the data
-            contract, `out` is one of the folders that are read, or `sure` is out of range.
+            contract, `out` is one of the folders that are read or holds masks that this did not
+            make, or `sure` is out of range.
     """
     require(0.5 <= sure < 1, "sure", sure, "a probability of 0.5 or more, below 1")
     scenes = _pair(images, scribbles)
@@ -438,6 +441,7 @@ def predict_folder(
         raise InputError(f"{out}: the masks would replace what is read; give another folder as out")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: found a file, expected a folder for the masks")
+    _require_own(out, scenes)
     for scene in scenes:
         read_scene(scene)
     told = partial(
@@ -447,7 +451,20 @@ def predict_folder(
         honour_strokes=honour_strokes,
         sure=sure,
     )
-    return _write_masks(told, scenes, out)
+    settings = to_dict(predictor.config.predict)
+    wishes = {"honour_strokes": honour_strokes, "sure": sure}
+    record = to_json({"checkpoint": predictor.source, "predict": settings, **wishes})
+    return _write_masks(told, scenes, out, record)
+
+
+def _require_own(out: Path, scenes: list[ScenePaths]) -> None:
+    """Raise an `InputError` where masks would be replaced that may be the work of a hand."""
+    there = sum((out / f"{scene.stem}.png").is_file() for scene in scenes)
+    if there and not (out / RECORD).is_file():
+        raise InputError(
+            f"{out}: holds {there} mask(s) of these images and no {RECORD}, so nothing tells what "
+            "made them; give another folder as out, or remove them"
+        )
 
 
 def _pair(images: Path, scribbles: Path) -> list[ScenePaths]:
@@ -473,10 +490,12 @@ def _pair(images: Path, scribbles: Path) -> list[ScenePaths]:
 
 
 def _write_masks(
-    told: Callable[[Scene], Answer], scenes: list[ScenePaths], out: Path
+    told: Callable[[Scene], Answer], scenes: list[ScenePaths], out: Path, record: bytes
 ) -> Iterator[MaskWritten]:
     """Write one mask after the other; see `predict_folder`."""
     out.mkdir(parents=True, exist_ok=True)
+    # First of all: who is interrupted runs the same command again.
+    write_bytes(out / RECORD, record)
     for done, paths in enumerate(scenes, start=1):
         made = told(read_scene(paths))
         if made.probabilities is not None:

@@ -268,7 +268,8 @@ def test_folder_gets_one_mask_per_image(predictor: Predictor, folders):
         "probabilities/photo 0.png",
         "probabilities/photo 1.png",
     ]
-    assert not [path for path in out.rglob("*") if path.is_file() and path.suffix != ".png"]
+    others = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".png"]
+    assert others == [out / "predict.json"]
     for stem in ("photo 0", "photo 1"):
         image = np.array(Image.open(images / f"{stem}.png"))
         strokes = np.array(Image.open(scribbles / f"{stem}.png"))
@@ -336,6 +337,17 @@ def test_masks_never_replace_what_is_read(predictor: Predictor, folders):
     for out in (images, scribbles, images / ".." / "scribbles"):
         with pytest.raises(InputError, match="another folder"):
             predict_folder(predictor, images, scribbles, out)
+
+
+def test_masks_of_a_hand_are_not_replaced_and_its_own_are(predictor: Predictor, folders):
+    images, scribbles, out = folders
+    out.mkdir()
+    (out / "photo 1.png").write_bytes(b"a mask")
+    with pytest.raises(InputError, match=r"holds 1 mask\(s\) of these images and no predict.json"):
+        predict_folder(predictor, images, scribbles, out)
+    (out / "photo 1.png").rename(out / "another.png")
+    for _ in range(2):
+        assert len(list(predict_folder(predictor, images, scribbles, out))) == 2
 
 
 def test_predicting_does_not_wait_for_the_augmentation_library():
