@@ -322,6 +322,33 @@ def test_next_and_the_list_go_from_picture_to_picture(page, root):
         expect(page.locator("#badge")).to_have_text("untouched")
 
 
+def test_keys_that_are_held_do_no_more_than_there_is(page, root):
+    with serving(root, stub("near")) as address:
+        page.goto(address)
+        badge, took = page.locator("#badge"), page.locator("#took")
+        for y in (0.3, 0.6):
+            stroke(page, (0.4, y), (0.6, y))
+            expect(took).to_contain_text("mask in")
+        requests = []
+        page.on("request", lambda asked: requests.append(f"{asked.method} {asked.url}"))
+        for key, times in (("z", 5), ("y", 5), ("Enter", 5)):
+            page.evaluate(
+                """([key, times]) => {
+                    for (let time = 0; time < times; time++)
+                        document.body.dispatchEvent(
+                            new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+                }""",
+                [key, times],
+            )
+            expect(page.locator("#redo" if key == "z" else "#undo")).to_be_enabled()
+            expect(page.locator("#undo" if key == "z" else "#redo")).to_be_disabled()
+        expect(badge).to_have_text("mask accepted")
+        expect(page.locator("#message")).to_be_hidden()
+        posts = [each for each in requests if each.startswith("POST")]
+        assert sum(each.endswith("/strokes") for each in posts) == 4
+        assert sum(each.endswith("/mask") for each in posts) == 1
+
+
 def test_strokes_that_cannot_be_saved_are_taken_off_the_picture(page, root, monkeypatch):
     with serving(root, stub("near")) as address:
         page.goto(address)
