@@ -19,7 +19,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import math
 import os
 import pickle
 import reprlib
@@ -244,13 +243,12 @@ def slim(folder: Path) -> None:
         OSError: the files cannot be written.
     """
     found = read_model(folder)
-    data = dataclasses.replace(found.config.data, cache_dir=None)
     if isinstance(found.config, FinetuneConfig):
-        config = dataclasses.replace(found.config, data=dataclasses.replace(data, root=""))
-        config = dataclasses.replace(config, init_from=None)
+        data = dataclasses.replace(found.config.data, root="", extra=(), cache_dir=None)
+        config = dataclasses.replace(found.config, data=data, init_from=None)
     else:
         probe = dataclasses.replace(found.config.probe, root=None)
-        data = dataclasses.replace(data, roots=())
+        data = dataclasses.replace(found.config.data, roots=(), cache_dir=None)
         config = dataclasses.replace(found.config, data=data, probe=probe)
     halved = {
         name: tensor.half() if tensor.is_floating_point() else tensor
@@ -511,9 +509,6 @@ def _parse_config(
         unknown = [key for key in given if key not in known]
         if unknown:
             raise InputError(f"unknown settings in 'config': {_list(unknown)}")
-        for key, value in given.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"{key} is {value}, expected a finite number")
         return from_dict(settings, cast(dict[str, Any], tree))
     except (InputError, RecursionError) as error:
         raise InputError(f"{path}: {_one_line(error)}") from None

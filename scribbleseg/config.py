@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -353,6 +354,10 @@ class TrainConfig:
     """
     keep: int = 2
     """Checkpoints kept besides the best one (1 or more)."""
+
+    def validates(self, epoch: int) -> bool:
+        """Return whether this epoch, from 1, ends with a validation, if there is data for one."""
+        return epoch % self.validate_every == 0 or epoch == self.epochs
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -747,11 +752,25 @@ def parse_arguments(
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
-            return tyro.cli(kind, args=list(arguments), prog=prog, config=markers, **given)
+            found = tyro.cli(kind, args=list(arguments), prog=prog, config=markers, **given)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(_unbox(boxed.getvalue())) from None
+    _require_finite(found)
+    return found
+
+
+def _require_finite(settings: Any, section: str = "") -> None:
+    """Raise an `InputError` for a number that JSON, in which settings are kept, cannot say."""
+    for each in dataclasses.fields(settings):
+        key, value = section + each.name, getattr(settings, each.name)
+        if dataclasses.is_dataclass(value):
+            _require_finite(value, f"{key}.")
+        numbers = cast(tuple[object, ...], value) if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            finite = not isinstance(number, float) or math.isfinite(number)
+            require(finite, key, number, "a finite number")
 
 
 def _unbox(text: str) -> str:

@@ -50,6 +50,8 @@ def test_what_is_left_out_keeps_its_value(tmp_path):
         ({"augment.paste_probability": 2}, ["augment.paste_probability is 2", "between 0 and 1"]),
         ({"strokes.width": [5, 3]}, ["strokes.width is (5.0, 3.0)", "least <= most"]),
         ({"strokes.length": [0, 1]}, ["strokes.length is (0.0, 1.0)", "0 < least"]),
+        ({"optim.clip_norm": "inf"}, ["optim.clip_norm is inf", "a finite number"]),
+        ({"strokes.width": [1, "inf"]}, ["strokes.width is inf", "a finite number"]),
         ({"predict.scales": [1, 9]}, ["predict.scales is (1.0, 9.0)", "each 0.25 to 4"]),
         ({"predict.scales": [4], "data.long_side": 4096}, ["predict.scales", "at most 8192"]),
     ],

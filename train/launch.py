@@ -147,7 +147,12 @@ def absolute(location: str) -> str:
 
 def absolute_data(data: DataConfig) -> DataConfig:
     """Return the settings of the data with its folders made absolute."""
-    return replace(data, root=absolute(data.root), extra=tuple(map(absolute, data.extra)))
+    return replace(
+        data,
+        root=absolute(data.root),
+        extra=tuple(map(absolute, data.extra)),
+        cache_dir=None if data.cache_dir is None else absolute(data.cache_dir),
+    )
 
 
 def start_ray(launch: ClusterConfig) -> None:

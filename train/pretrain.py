@@ -29,7 +29,10 @@ def main(arguments: Sequence[str]) -> None:
     recipe, job = asked
     config, launch = job.config, job.launch
     roots = tuple(absolute(root) for root in config.data.roots)
-    config = replace(config, data=replace(config.data, roots=roots))
+    cache_dir = config.data.cache_dir
+    if cache_dir is not None:
+        cache_dir = absolute(cache_dir)
+    config = replace(config, data=replace(config.data, roots=roots, cache_dir=cache_dir))
     if config.probe.root is not None:
         config = replace(config, probe=replace(config.probe, root=absolute(config.probe.root)))
     if launch.is_local or not roots:

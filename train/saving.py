@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -134,10 +134,25 @@ def write_checkpoint(
         checkpoints.write_trainer(folder, snapshot.trainer)
         checkpoints.write_manifest(folder)
         run.save_checkpoint(epoch, folder)
-    if metrics.get("epoch") == epoch:
-        # Without validation the last checkpoint is the best one.
-        metric = "miou" if "miou" in metrics else "epoch"
-        best = run.best()
-        if best is None or metrics[metric] > best["value"]:
-            run.write_best(epoch, metric, float(metrics[metric]))
+    note_best(run, config, epoch, metrics)
     run.prune(config.train.keep)
+
+
+def note_best(
+    run: RunFolder, config: FinetuneConfig | PretrainConfig, epoch: int, metrics: Mapping[str, Any]
+) -> None:
+    """Record a whole checkpoint as the best one, if it is.
+
+    Args:
+        run: Its run.
+        config: Says which epochs are judged.
+        epoch: The checkpoint's number.
+        metrics: Row of the last epoch that was finished when it was taken.
+    """
+    if metrics.get("epoch") != epoch or not config.train.validates(epoch):
+        return
+    # Without validation the last checkpoint is the best one.
+    metric = "miou" if "miou" in metrics else "epoch"
+    best = run.best()
+    if best is None or metrics[metric] > best["value"]:
+        run.write_best(epoch, metric, float(metrics[metric]))

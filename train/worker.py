@@ -44,7 +44,7 @@ from scribbleseg.progress import narrated
 from scribbleseg.report.pretraining import NUM_SCENES, draw_picture, picture_name
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard
-from train.saving import Saver, attempt
+from train.saving import Saver, attempt, note_best
 
 Config = FinetuneConfig | PretrainConfig
 State = TrainState | pretrain.PretrainState
@@ -208,6 +208,9 @@ def train_run(
         with tempfile.TemporaryDirectory() as scratch:
             folder = run.fetch(resumed, Path(scratch) / "resumed")
             job.state.load_dict(checkpoints.read_trainer(folder))
+            if rank() == 0:
+                # What was killed between a checkpoint and the record of the best could not say so.
+                note_best(run, job.config, resumed, checkpoints.read_model(folder).metrics)
     epochs, history = job.config.train.epochs, job.state.progress.history
     screen = Screen(board=payload["board"], num_epochs=epochs, num_steps=job.plan.num_steps)
     screen.say(_headline(job, run, device))

@@ -244,8 +244,12 @@ def to_network(
 
 def normalise(images: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b 3 h w"]:
     """Turn RGB bytes into the network's input: ImageNet's mean is 0, its deviation 1."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    deviation = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    mean, deviation = (
+        # Filled on the device: a copy to a GPU would wait for all that it has still to do.
+        torch.stack([torch.full((), value, device=images.device) for value in values])
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    mean, deviation = mean.view(1, 3, 1, 1), deviation.view(1, 3, 1, 1)
     return images.float().div_(255).sub_(mean).div_(deviation)
 
 

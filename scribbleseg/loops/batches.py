@@ -64,11 +64,14 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield this rank's share of each remaining global batch."""
-        for step in range(self.start_step, self.num_steps):
-            epoch, position = divmod(step, self.steps_per_epoch)
+        first, position = divmod(self.start_step, self.steps_per_epoch)
+        for epoch in range(first, self.epochs):
             order = sample_order(self.num_samples, self.seed, epoch)
-            batch = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [(epoch, int(sample)) for sample in batch[self.rank :: self.world_size]]
+            while position < self.steps_per_epoch:
+                batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+                yield [(epoch, int(sample)) for sample in batch[self.rank :: self.world_size]]
+                position += 1
+            position = 0
 
 
 def require_shares(batch_size: int, world_size: int, num_parts: int) -> None:
@@ -184,15 +187,10 @@ def open_data(config: FinetuneConfig) -> RunData:
     scenes = list_scenes(data.root, data.split, need_masks=need_masks, cache_dir=data.cache_dir)
     validation: list[ScenePaths] = []
     if data.fold is not None:
-        _, held_out = fold_stems([s.stem for s in scenes], data.fold, data.num_folds)
-        validation = [s for s in scenes if s.stem in set(held_out)]
-        scenes = [s for s in scenes if s.stem not in set(held_out)]
-        if not scenes or not validation:
-            raise InputError(
-                f"{data.root}/{data.split}: found {len(scenes) + len(validation)} samples, "
-                f"too few to hold out one fold of {data.num_folds}; "
-                "give more, or --data.fold None --data.val-split SPLIT"
-            )
+        _, stems = fold_stems([s.stem for s in scenes], data.fold, data.num_folds)
+        held_out = set(stems)
+        validation = [s for s in scenes if s.stem in held_out]
+        scenes = [s for s in scenes if s.stem not in held_out]
     elif data.val_split is not None:
         validation = list_scenes(
             data.root, data.val_split, need_masks=True, cache_dir=data.cache_dir

@@ -256,11 +256,11 @@ def pretrain_step(
     Returns:
         "loss"; "entropy" of the teacher and "kl" between teacher and student, in nats; "deviation"
         of the student's features, times sqrt(d), so that 1 is as spread as can be; "grad_norm"
-        before clipping.
+        before clipping, 0 where fp16 overflowed.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = schedule.learning_rate
-        if group["weight_decay"] > 0:
+        if any(parameter.ndim > 1 for parameter in group["params"]):
             group["weight_decay"] = schedule.weight_decay
     loss, entropy, deviation = torch.zeros(3, device=device).unbind()
     mean = torch.zeros_like(state.centre.value)
@@ -301,7 +301,8 @@ def pretrain_step(
         "entropy": entropy,
         "kl": loss - entropy,
         "deviation": deviation,
-        "grad_norm": grad_norm.detach(),
+        # Where fp16 overflows, no step is taken, and the epoch's mean is of the others.
+        "grad_norm": grad_norm.detach().nan_to_num(nan=0.0, posinf=0.0),
     }
 
 
@@ -311,8 +312,9 @@ def to_views(pixels: Tensor, device: torch.device) -> Tensor:
     The first axis of what comes out is the view, because the loss compares view with view.
     """
     num_images, num_views = pixels.shape[:2]
-    by_view = pixels.transpose(0, 1).flatten(0, 1)
-    views = normalise(by_view.to(device, non_blocking=True))
+    # Put in order on the device: a copy made before it would no longer be pinned.
+    by_view = pixels.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
+    views = normalise(by_view)
     views = views.contiguous(memory_format=torch.channels_last)
     return views.unflatten(0, (num_views, num_images))
 

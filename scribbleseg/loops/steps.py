@@ -287,7 +287,7 @@ def run_steps(
                 "samples": progress.samples_seen,
                 **waits.take(device),
             }
-            validated = epoch % config.validate_every == 0 or epoch == config.epochs
+            validated = config.validates(epoch)
             warning = finish_epoch(row, validated)
             row["seconds"] = time.perf_counter() - began
             progress.history.append(row)
@@ -298,7 +298,8 @@ def run_steps(
                 checks.saved = began
                 yield SaveDue(epoch=epoch, final=epoch == config.epochs)
             yield EpochDone(epoch=epoch, metrics=row, warning=warning)
-        elif checks.due(progress.step) and checks.agree_to_save(progress.step):
+        saved = epoch_ended and config.validates(epoch)
+        if not saved and checks.due(progress.step) and checks.agree_to_save(progress.step):
             progress.even_out()
             checks.saved = time.perf_counter()
             progress.epoch_seconds = checks.saved - began

@@ -47,8 +47,7 @@ def segmentation_loss(
     ]
     total = logits.new_zeros((), dtype=truth.dtype)
     for weight, output in zip(weights, [logits, *side_logits], strict=True):
-        if weight == 0:
-            continue
+        # One that counts nothing is computed too: DDP waits for a gradient of every parameter.
         output = resize_logits(output, target.shape[-2:])
         for share, term in terms:
             if share > 0:

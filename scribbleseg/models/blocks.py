@@ -4,6 +4,7 @@ Every block takes an optional `side` tensor that is added to its first convoluti
 the normalisation: the place where strokes enter an encoder that was trained on RGB alone.
 """
 
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from typing import assert_never
@@ -21,12 +22,15 @@ BlockType = Callable[[int, int, NormName, int], nn.Module]
 
 
 def make_norm(norm: NormName, channels: int) -> nn.Module:
-    """Return batch normalisation, or group normalisation by 8 channels (arXiv 1803.08494)."""
+    """Return batch normalisation, or group normalisation (arXiv 1803.08494).
+
+    Groups have 8 channels, or more where 8 do not divide the channels.
+    """
     match norm:
         case "batch":
             return nn.BatchNorm2d(channels)
         case "group":
-            return nn.GroupNorm(channels // 8, channels)
+            return nn.GroupNorm(math.gcd(channels // 8, channels), channels)
         case _:
             assert_never(norm)
 

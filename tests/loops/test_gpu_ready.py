@@ -21,8 +21,10 @@ from scribbleseg.loops.state import init_state
 from scribbleseg.models import set_recompute
 
 CPU = torch.device("cpu")
-# What waits for a GPU: reading a value, and shapes that depend on values.
+# What waits for a GPU: reading a value, shapes that depend on values, and `torch.tensor` of numbers
+# of Python, which are copied there from memory that is not pinned.
 READS = {
+    torch.ops.aten.lift_fresh.default,
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.equal.default,
     torch.ops.aten.is_nonzero.default,

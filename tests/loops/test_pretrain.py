@@ -197,6 +197,23 @@ def test_prototypes_are_held_and_then_move(tiny_data):
     assert not torch.equal(before, state.student.head.prototypes.weight)
 
 
+def test_a_step_that_overflows_leaves_the_epochs_figures_finite(tiny_data):
+    config = resolve(settings(tiny_data), 14)
+    state = init_state(config, CPU, None)
+    state.student.head.prototypes.weight.register_hook(lambda gradient: gradient * math.inf)
+    assert take(state, random_batch(4, config), config)["grad_norm"] == 0
+
+
+def test_weight_decay_may_begin_at_zero(tiny_data):
+    changes = {"optim__weight_decay": 0.0, "optim__final_weight_decay": 0.1}
+    config = resolve(settings(tiny_data, **changes), 14)
+    state = init_state(config, CPU, None)
+    take(state, random_batch(4, config), config, step=9)
+    kernels, vectors = (group["weight_decay"] for group in state.optimizer.param_groups)
+    assert kernels == Schedule.at(9, 10, config).weight_decay > 0
+    assert vectors == 0
+
+
 def test_settings_follow_the_number_of_images_and_can_be_set(tiny_data):
     few, many = (resolve(PretrainConfig(), number) for number in (500, 1_000_000))
     assert few.dino.out_dim < many.dino.out_dim

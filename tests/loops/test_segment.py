@@ -172,6 +172,23 @@ def test_checkpoints_inside_epochs_come_every_so_many_steps(tiny_data):
     assert [event.final for _, event in saves] == 5 * [False] + [True]
 
 
+def test_an_epoch_that_is_not_validated_may_end_with_such_a_checkpoint(tiny_data):
+    changes = {"train__batch_size": 2, "train__epochs": 3, "train__validate_every": 3}
+    config = settings(tiny_data, **changes, train__save_steps=5)
+    events, saved = run(config, *start(config))
+    saves = [(n, e) for n, e in enumerate(events) if isinstance(e, SaveDue)]
+    assert [sum(isinstance(e, StepDone) for e in events[:n]) for n, _ in saves] == [5, 10, 15]
+    assert [event.final for _, event in saves] == [False, False, True]
+    state, data = start(config)
+    for event in fit(state, data, config, device=CPU, precision=None):
+        if isinstance(event, SaveDue):
+            third = copy.deepcopy(state.to_dict())
+            break
+    state, data = start(config)
+    state.load_dict(third)
+    assert same(run(config, state, data)[1], saved)
+
+
 def test_a_notice_that_the_machine_will_go_saves_at_once(tiny_data, monkeypatch):
     # However slow a busy machine makes the steps.
     monkeypatch.setattr("scribbleseg.loops.steps.SECONDS_BETWEEN_CHECKS", 1e9)
@@ -208,9 +225,9 @@ def test_epochs_that_are_not_validated_do_not_put_off_a_checkpoint(tiny_data, mo
     monkeypatch.setattr("scribbleseg.loops.steps.STEPS_BETWEEN_CHECKS", 3)
     config = settings(tiny_data, train__epochs=4, train__validate_every=4, train__save_minutes=1e-9)
     events, _ = run(config, *start(config))
-    # Epochs of two steps, looked up from after steps 1, 5 (not 4, the end of an epoch) and 8.
+    # Epochs of two steps, looked up from after steps 1, 4 (the end of an epoch), 7 and 8.
     kinds = "".join(type(event).__name__[:2] for event in events)
-    assert kinds == "StSaStEpStStEpStSaStEpStStSaEp"
+    assert kinds == "StSaStEpStStEpSaStStEpStSaStSaEp"
 
 
 def resume_rank(rank, world_size, path, config, saved, rows):
@@ -316,6 +333,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tiny_data
         return loss * float("nan") if calls == 3 else loss
 
     monkeypatch.setattr("scribbleseg.loops.segment.segmentation_loss", bad_at_the_third_step)
+    # However slow a busy machine makes the steps.
+    monkeypatch.setattr("scribbleseg.loops.steps.SECONDS_BETWEEN_CHECKS", 1e9)
     config = settings(tiny_data)
     state, data = start(config)
     events = []

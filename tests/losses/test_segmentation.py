@@ -173,6 +173,14 @@ def test_side_outputs_are_resized_weighted_and_normalised():
     torch.testing.assert_close(main_only, alone(logits))
 
 
+def test_an_output_that_counts_nothing_has_a_gradient_all_the_same():
+    # DDP fails where a parameter gets none.
+    logits, target = case(size=(2, 8, 12))
+    side = logits[..., ::2, ::2].clone().requires_grad_()
+    segmentation_loss(logits, (side,), target, LossConfig(side=0.0)).backward()
+    assert side.grad is not None and not side.grad.any()
+
+
 def test_the_loss_of_a_batch_is_the_mean_over_its_images():
     logits, target = case(size=(4, 6, 5))
     halves = [segmentation_loss(logits[i::2], (), target[i::2], LossConfig()) for i in (0, 1)]

@@ -178,3 +178,8 @@ def test_the_guided_decoder_has_a_side_output_per_level_in_training_only():
         (2, 1, 64, 48), (2, 1, 32, 24), (2, 1, 16, 12), (2, 1, 8, 6)
     ]  # fmt: skip
     assert all(0 <= m.min() and m.max() <= 1 for m in maps)
+
+
+def test_group_normalisation_fits_every_width():
+    for width in (24, 56, 88):
+        build_model(ModelConfig(architecture="attention_resunet", norm="group", width=width))

@@ -1,5 +1,6 @@
 """Checkpoints of a run: what is kept, what is best, what training may do meanwhile, a full disk."""
 
+import errno
 import threading
 
 import pytest
@@ -12,7 +13,7 @@ from scribbleseg.loops.state import init_state
 from scribbleseg.loops.steps import SaveDue
 from scribbleseg.runs import RunFolder
 from tests.loops.test_segment import same
-from train.saving import Saver
+from train.saving import Saver, note_best
 
 CPU = torch.device("cpu")
 CONFIG = override(FinetuneConfig(), {"model.width": 8, "model.depth": 2, "train.keep": 2})
@@ -53,6 +54,29 @@ def test_the_best_and_the_last_are_kept(run, state, saver):
     assert run.best() == {
         "checkpoint": "checkpoint_0002", "epoch": 2, "metric": "miou", "value": 0.9
     }  # fmt: skip
+
+
+def test_the_best_is_recorded_later_if_it_could_not_be_at_once(run, state, saver, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_best", full)
+        finish_epoch(state, 1, miou=0.9)
+        assert not save(saver, state, 1)
+    assert run.best() is None and run.last(hashed=True) == 1
+    # As a run does that is resumed.
+    note_best(run, CONFIG, 1, read_model(run.local_path / "checkpoint_0001").metrics)
+    assert run.best()["value"] == 0.9
+
+
+def test_a_checkpoint_between_validations_is_not_judged(run, state):
+    config = override(CONFIG, {"train.validate_every": 2, "train.epochs": 4})
+    with Saver(run, config, None) as saver:
+        for epoch, metrics in enumerate(({}, {"miou": 0.5}, {}, {"miou": 0.6}), start=1):
+            finish_epoch(state, epoch, **metrics)
+            assert save(saver, state, epoch)
+    assert run.best()["epoch"] == 4
 
 
 def test_without_validation_the_last_is_the_best(run, state, saver):
