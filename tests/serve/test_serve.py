@@ -220,7 +220,7 @@ def test_the_service_from_start_to_end(checkpoint, tiny_data, expected, tmp_path
 def lose_clients(port: int, good: dict[str, bytes]) -> None:
     """Clients that go: in the middle of their request, and before their answer."""
     body, kind = multipart(good)
-    head = f"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Type: {kind}\r\n"
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
     whole = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     for content in (whole[:-300], whole, head.encode(), b"\0" * 100):
         for _ in range(3):
