@@ -39,7 +39,11 @@ class PretrainedEncoder(nn.Module):
         """Of the features at strides 2 to 32."""
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """Return features at strides 2 to 32, finest first, of an image `normalise`d for it."""
+        """Return features at strides 2 to 32, finest first, of a `normalise`d image.
+
+        The EfficientNet-Lites were trained on (x - 0.5) / 0.5. In training their first batch
+        normalisation takes up the difference in scale; `released:best` has learned with it.
+        """
         return self.body(image)
 
     def load_imagenet(self) -> None:
