@@ -123,8 +123,8 @@ class Predict(Looker):
     scribbles: Path
     """Folder of strokes, STEM.png: 0 background, 1 object, 255 unlabelled."""
     out: Path
-    """Folder for the masks, STEM.png: 0 background, 1 object; predict.json beside them says what
-    made them. Masks without it may be the work of a hand, and are never replaced.
+    """Folder for the masks, STEM.png: 0 background, 1 object; masks in it that this command did not
+    make are never replaced.
     """
     probabilities: bool = False
     """Also write OUT/probabilities/STEM.png: 255 x the probability of object."""

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
-from scribbleseg.checkpoint import read_model, to_json, transfer, write_bytes
-from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig, require, to_dict
+from scribbleseg.checkpoint import read_model, transfer, write_bytes
+from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig, require
 from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
@@ -28,6 +28,7 @@ from scribbleseg.datasets.scenes import (
     ScenePaths,
     encode_png,
     list_files,
+    png_software,
     read_scene,
 )
 from scribbleseg.datasets.transforms import normalise, to_network
@@ -37,8 +38,8 @@ from scribbleseg.errors import InputError
 from scribbleseg.models import build_model
 from scribbleseg.runs import find_checkpoint
 
-RECORD = "predict.json"
-"""Says beside a folder's masks what made them."""
+# Stands in the masks: those of anybody else are never replaced.
+SOFTWARE = "scribbleseg"
 # The coarsest stride of the deepest network (model.depth 6): divisible by every level's stride.
 STRIDE = 32
 # Probabilities that follow edges reach 0 and 1, whose logits are infinite: these are the last ones.
@@ -382,7 +383,7 @@ def answer(
     logits = predictor.logits(scene.image, scene.scribbles)
     mask = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes, sure=sure)
     return Answer(
-        mask=encode_png(mask, palette=True),
+        mask=encode_png(mask, palette=True, software=SOFTWARE),
         probabilities=encode_png(to_grey(logits)) if probabilities else None,
     )
 
@@ -431,8 +432,8 @@ def predict_folder(
 
     Raises:
         InputError: A folder is missing or empty, stems do not match, a file breaks the data
-            contract, `out` is one of the folders that are read or holds masks that this did not
-            make, or `sure` is out of range.
+            contract, `out` is one of the folders that are read or holds masks of these images
+            that scribbleseg did not make, or `sure` is out of range.
     """
     require(0.5 <= sure < 1, "sure", sure, "a probability of 0.5 or more, below 1")
     scenes = _pair(images, scribbles)
@@ -451,19 +452,17 @@ def predict_folder(
         honour_strokes=honour_strokes,
         sure=sure,
     )
-    settings = to_dict(predictor.config.predict)
-    wishes = {"honour_strokes": honour_strokes, "sure": sure}
-    record = to_json({"checkpoint": predictor.source, "predict": settings, **wishes})
-    return _write_masks(told, scenes, out, record)
+    return _write_masks(told, scenes, out)
 
 
 def _require_own(out: Path, scenes: list[ScenePaths]) -> None:
     """Raise an `InputError` where masks would be replaced that may be the work of a hand."""
-    there = sum((out / f"{scene.stem}.png").is_file() for scene in scenes)
-    if there and not (out / RECORD).is_file():
+    there = [path for scene in scenes if (path := out / f"{scene.stem}.png").is_file()]
+    others = [path for path in there if png_software(path) != SOFTWARE]
+    if others:
         raise InputError(
-            f"{out}: holds {there} mask(s) of these images and no {RECORD}, so nothing tells what "
-            "made them; give another folder as out, or remove them"
+            f"{others[0]}: {len(others)} mask(s) in this folder were not made by scribbleseg, or "
+            "were changed since; they would be replaced: give another folder as out, or remove them"
         )
 
 
@@ -490,12 +489,10 @@ def _pair(images: Path, scribbles: Path) -> list[ScenePaths]:
 
 
 def _write_masks(
-    told: Callable[[Scene], Answer], scenes: list[ScenePaths], out: Path, record: bytes
+    told: Callable[[Scene], Answer], scenes: list[ScenePaths], out: Path
 ) -> Iterator[MaskWritten]:
     """Write one mask after the other; see `predict_folder`."""
     out.mkdir(parents=True, exist_ok=True)
-    # First of all: who is interrupted runs the same command again.
-    write_bytes(out / RECORD, record)
     for done, paths in enumerate(scenes, start=1):
         made = told(read_scene(paths))
         if made.probabilities is not None:

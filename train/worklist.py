@@ -17,11 +17,10 @@ from pyarrow.fs import FileSelector, FileType
 from scribbleseg.datasets.files import IMAGE_SUFFIXES, reason
 from scribbleseg.datasets.scenes import LABEL_SUFFIXES
 from scribbleseg.errors import InputError
-from scribbleseg.predict import RECORD
 from scribbleseg.runs import RunFolder, open_storage
 from train.masks import Drawn, Failure, Folders, is_whole
 
-FAILED = "failed.csv"
+RECORD, FAILED = "predict.json", "failed.csv"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from scribbleseg.datasets.files import (
     IMAGE_SUFFIXES,
@@ -36,6 +37,8 @@ from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED
 LABEL_SUFFIXES = (".png",)
 
 # Black, orange-red and cream: 0, 1 and 255 are told apart at a glance, on masks and on strokes.
+# A keyword of the PNG standard: "Software used to create the image".
+_SOFTWARE = "Software"
 _PALETTE = {BACKGROUND: (0, 0, 0), OBJECT: (226, 74, 51), UNLABELLED: (240, 236, 220)}
 
 
@@ -248,11 +251,24 @@ def write_png(path: Path, array: UInt8[np.ndarray, "h w *c"], *, palette: bool =
     write_picture(path, _picture(array, palette), "PNG")
 
 
-def encode_png(array: UInt8[np.ndarray, "h w *c"], *, palette: bool = False) -> bytes:
-    """Return the bytes of the file that `write_png` writes."""
-    file = io.BytesIO()
-    _picture(array, palette).save(file, format="PNG")
+def encode_png(
+    array: UInt8[np.ndarray, "h w *c"], *, palette: bool = False, software: str | None = None
+) -> bytes:
+    """Return the bytes of the file that `write_png` writes, with the name of what made it in it."""
+    file, notes = io.BytesIO(), PngInfo()
+    if software is not None:
+        notes.add_text(_SOFTWARE, software)
+    _picture(array, palette).save(file, format="PNG", pnginfo=notes)
     return file.getvalue()
+
+
+def png_software(path: Path) -> str | None:
+    """Return the name of what made a PNG, if the file tells."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return picture.info.get(_SOFTWARE)
+    except (OSError, ValueError):
+        return None
 
 
 def _picture(array: UInt8[np.ndarray, "h w *c"], palette: bool) -> Image.Image:
