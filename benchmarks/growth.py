@@ -9,7 +9,6 @@ itself; pages of the mapped cache are the kernel's, and given back when others n
 """
 
 import json
-import re
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 import torch.multiprocessing as mp
 
-from benchmarks.measure import in_new_process, machine
+from benchmarks.measure import in_new_process, machine, status_mb
 from scribbleseg.checkpoint import write_bytes
 from scribbleseg.cli import exit_status
 from scribbleseg.config import override, parse_arguments
@@ -77,14 +76,6 @@ def generate(folder: Path, count: int, side: int) -> None:
     (folder / "whole").touch()
 
 
-def memory_mb(process: int | str) -> float:
-    """Return the anonymous memory of a process, in 10^6 bytes."""
-    status = Path(f"/proc/{process}/status").read_text()
-    found = re.search(r"RssAnon:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
-
-
 def measure(folder: str) -> dict[str, float]:
     """Open a data set, and load one epoch of it."""
     config = override(cpu(), {"data.root": folder, "data.cache_dir": f"{folder}/cache"})
@@ -98,7 +89,9 @@ def measure(folder: str) -> dict[str, float]:
         if number == 0:
             first = time.perf_counter()
         if number % 20 == 0:
-            children = [memory_mb(child.pid) for child in mp.active_children() if child.pid]
+            children = [
+                status_mb("RssAnon", child.pid) for child in mp.active_children() if child.pid
+            ]
             loader_mb = max(loader_mb, *children)
     ended = time.perf_counter()
     began_again = time.perf_counter()
@@ -109,7 +102,7 @@ def measure(folder: str) -> dict[str, float]:
         "open_s": time.perf_counter() - began_again,
         "first_batch_s": first - opened,
         "ms_per_image": 1000 * (ended - first) / (len(data.samples) - config.train.batch_size),
-        "worker_mb": memory_mb("self"),
+        "worker_mb": status_mb("RssAnon"),
         "loader_mb": loader_mb,
     }
 

@@ -3,7 +3,8 @@
 Both give the same thing: images, strokes and masks, cropped, flipped and recoloured by the same
 albumentations at the same strength, in batches, with the same number of workers. The tutorial's
 decodes JPEG and PNG for every sample, augments at the image's own size, then resizes; ours reads
-decoded pixels from a memory map, crops first, and keeps bytes until the device:
+decoded pixels from a memory map, crops first, and keeps bytes until the device. Recipe `cpu` also
+simulates strokes for half the samples, which no tutorial does: a line of its own:
 
     python -m benchmarks.loading --root DATA
 """
@@ -11,6 +12,7 @@ decoded pixels from a memory map, crops first, and keeps bytes until the device:
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from scribbleseg.datasets.transforms import worker_init
 from scribbleseg.loops.batches import open_data
 from train.recipes import cpu
 
-OURS, TUTORIAL = "ours", "tutorial's data set"
+OURS, SIMULATING, TUTORIAL = "ours", "ours, half the strokes simulated", "tutorial's data set"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +112,22 @@ def main() -> None:
     )
     config = override(cpu(), {"data.root": bench.root, "data.num_workers": bench.workers})
     config = replace(config, train=replace(config.train, epochs=10_000))
-    data = open_data(config)
-    steps = data.plan(config).steps_per_epoch
+    simulating = open_data(config)
+    plain = override(config, {"strokes.simulate_probability": 0})
+    steps = simulating.plan(config).steps_per_epoch
     batch_size = config.train.batch_size
-    ours = iter(data.loader(config, 0, torch.device("cpu")))
-    theirs = tutorial_batches(bench, config.data.crop_size, batch_size, len(data.samples))
+    count = len(simulating.samples)
+    batches: dict[str, Iterator[Any]] = {
+        OURS: iter(open_data(plain).loader(plain, 0, torch.device("cpu"))),
+        SIMULATING: iter(simulating.loader(config, 0, torch.device("cpu"))),
+        TUTORIAL: tutorial_batches(bench, config.data.crop_size, batch_size, count),
+    }
 
-    def take(batches: Iterator[Any]) -> None:
+    def take(name: str) -> None:
         for _ in range(steps):
-            next(batches)
+            next(batches[name])
 
-    works = {OURS: lambda: take(ours), TUTORIAL: lambda: take(theirs)}
+    works = {name: partial(take, name) for name in batches}
     times = in_turn(works, bench.epochs, warm_up=1)
     lines = [Measured(name=name, seconds=times[name], items=steps * batch_size) for name in works]
     title = f"loader, {bench.workers} worker(s), recipe cpu"

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -111,10 +111,23 @@ def peak_mb(work: Callable[[], object], device: torch.device, rounds: int = 3) -
         for _ in range(rounds):
             work()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = status_mb("VmRSS")
     for _ in range(rounds):
         work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
+    return status_mb("VmHWM") - before
+
+
+def status_mb(field: str, process: int | str = "self") -> float:
+    """Return what Linux says of a process's memory, in 10^6 bytes.
+
+    Args:
+        field: VmRSS, what it has now; VmHWM, the most it ever had (`getrusage` would count what the
+            process had that started it); RssAnon, what it has for itself alone.
+        process: Its number.
+    """
+    found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    assert found is not None, field
+    return int(found[1]) * 1024 / 1e6
 
 
 def in_new_process(module: str, *words: str) -> Any:

@@ -158,7 +158,8 @@ def stepper(kind: str, bench: StepBench, device: torch.device) -> tuple[Callable
             in_channels=5,
             classes=1,
         ).to(device)
-        parameters = list(package.parameters())
+        # At a depth of 4 the encoder's last stage is there, and never used.
+        parameters = [p for name, p in package.named_parameters() if "layer4" not in name]
 
         def network(image: Tensor, strokes: Tensor) -> Tensor:
             return package(torch.cat([image, strokes], dim=1))

@@ -78,10 +78,12 @@ class Augmentation:
         else:
             view = _draw_view(height, width, self.strength, generator)
             size = (self.crop_size, self.crop_size)
-        image = _pad(_resize_image(view.of(image), *size), self.crop_size, 0)
+        image = view.turn(_pad(_resize_image(view.of(image), *size), self.crop_size, 0))
         strokes = _pad(_shrink_strokes(view.of(scribbles), *size), self.crop_size, UNLABELLED)
+        strokes = view.turn(strokes)
         if mask is not None:
             mask = _pad(_resize_labels(view.of(mask), *size), self.crop_size, UNLABELLED)
+            mask = view.turn(mask)
         if self.strength > 0:
             self._texture.set_random_state(generator, random.Random(int(generator.integers(2**63))))
             image = self._texture(image=image)["image"]
@@ -210,8 +212,7 @@ def random_resized_crop(
     height, width = image.shape[:2]
     window = _draw_window(height, width, scale, 4 / 3, generator)
     square = _resize_image(window.of(image), size, size)
-    # Mirrored last, because the square is smaller than most windows.
-    return cv2.flip(square, 1) if generator.random() < 0.5 else square
+    return replace(window, mirrored=bool(generator.random() < 0.5)).turn(square)
 
 
 def to_network(
@@ -261,7 +262,7 @@ def fitted_size(height: int, width: int, long_side: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class _View:
-    """A window of the image, as it is cut out and flipped."""
+    """A window of the image, and how it is flipped."""
 
     top: int
     left: int
@@ -271,9 +272,14 @@ class _View:
     upended: bool = False
 
     def of(self, pixels: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h2 w2 *c"]:
-        """Return the view of an array, without a copy."""
-        window = pixels[self.top : self.top + self.height, self.left : self.left + self.width]
-        return window[:: -1 if self.upended else 1, :: -1 if self.mirrored else 1]
+        """Return the window of an array, without a copy."""
+        return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def turn(self, pixels: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
+        """Flip what the window was resized to: the square is smaller than most windows."""
+        if self.mirrored:
+            pixels = cv2.flip(pixels, 1)
+        return cv2.flip(pixels, 0) if self.upended else pixels
 
 
 def _draw_view(height: int, width: int, strength: float, generator: np.random.Generator) -> _View:

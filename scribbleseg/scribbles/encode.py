@@ -21,6 +21,8 @@ UNLABELLED = 255
 
 # A step of one pixel across the sharpest edge is as long as this many on even ground.
 EDGE_LENGTH = 200.0
+# Discs up to this radius are faster to dilate by than distances are to find (20 times at 3).
+SMALL_DISC = 10
 
 
 def survive_radius(scale: float) -> int:
@@ -98,6 +100,8 @@ def _encode_one(
     """Encode the strokes of one kind."""
     if encoding == "raw" or not stroke.any():
         return stroke.view(np.uint8) * np.uint8(255)
+    if encoding == "disc" and radius <= SMALL_DISC:
+        return cv2.dilate(stroke.view(np.uint8), _disc(radius)) * np.uint8(255)
     distance = _distance_to(stroke)
     match encoding:
         case "disc":

@@ -94,8 +94,7 @@ def simulate(
             _draw(canvas, path, label, width)
             if misplaced > 0:
                 _draw(canvas, _sub_path(path, misplaced, generator), 1 - label, width)
-        drawn = region & (canvas != UNLABELLED)
-        strokes[drawn] = canvas[drawn]
+        np.copyto(strokes, canvas, where=region & (canvas != UNLABELLED))
     return strokes
 
 
@@ -186,19 +185,21 @@ class _Part:
 def _parts(region: Bool[np.ndarray, "h w"], label: int) -> Iterator[_Part]:
     """Yield the connected parts of a class that are large enough; the largest always."""
     pixels = region.view(np.uint8)
-    num, labels, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
+    # OpenCV's own statistics take five times as long as finding the parts.
+    num, labels = cv2.connectedComponents(pixels, connectivity=8)
     if num == 1:
         return
     # Zeros around the image make its border a border of the parts.
     padded = cv2.copyMakeBorder(pixels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     depth = cv2.distanceTransform(padded, cv2.DIST_L1, 3)[1:-1, 1:-1]
-    areas = stats[:, cv2.CC_STAT_AREA]
+    areas = np.bincount(labels.ravel(), minlength=num)
     largest = 1 + int(areas[1:].argmax())
     scale = np.sqrt(region.size / REFERENCE_PIXELS)
     for part in np.flatnonzero((areas >= MIN_PART_AREA * scale**2) | (np.arange(num) == largest)):
         if part == 0:
             continue
-        x, y, width, height, area = (int(value) for value in stats[part])
+        area = int(areas[part])
+        x, y, width, height = cv2.boundingRect((labels == part).view(np.uint8))
         window = (slice(y, y + height), slice(x, x + width))
         if label == OBJECT:
             margin = float(np.interp(area / region.size, OBJECT_SHARES, OBJECT_MARGINS))
