@@ -94,6 +94,7 @@ def measure(folder: str) -> dict[str, float]:
             ]
             loader_mb = max(loader_mb, *children)
     ended = time.perf_counter()
+    worker_mb = status_mb("RssAnon")
     began_again = time.perf_counter()
     open_data(config)
     return {
@@ -102,7 +103,7 @@ def measure(folder: str) -> dict[str, float]:
         "open_s": time.perf_counter() - began_again,
         "first_batch_s": first - opened,
         "ms_per_image": 1000 * (ended - first) / (len(data.samples) - config.train.batch_size),
-        "worker_mb": status_mb("RssAnon"),
+        "worker_mb": worker_mb,
         "loader_mb": loader_mb,
     }
 

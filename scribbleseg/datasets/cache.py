@@ -12,20 +12,20 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from filelock import FileLock
-from jaxtyping import UInt8
+from jaxtyping import Bool, Int64, Shaped, UInt8
 
 from scribbleseg.datasets.files import cache_folder
 from scribbleseg.datasets.scenes import Scene, ScenePaths, read_scene
 from scribbleseg.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 ALIGNMENT = 16
 NUM_THREADS = 4
 ITEMS_AHEAD = 32
@@ -38,24 +38,6 @@ Write = Callable[[UInt8[np.ndarray, "h w *c"]], int]
 CacheT = TypeVar("CacheT")
 ItemT = TypeVar("ItemT")
 ReadT = TypeVar("ReadT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheEntry:
-    """Where one scene lies in the data file."""
-
-    stem: str
-    """Name of the sample."""
-    height: int
-    """Rows, in pixels."""
-    width: int
-    """Columns, in pixels."""
-    image: int
-    """Where the image begins, in bytes."""
-    scribbles: int
-    """Where the scribbles begin, in bytes."""
-    mask: int | None
-    """Where the mask begins, in bytes; None: the sample has no mask."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +68,14 @@ class SceneCache:
     """The data file."""
     fingerprint: str
     """sha256 over stems and contents of all source files; the same on every machine and path."""
-    entries: tuple[CacheEntry, ...] = field(repr=False)
-    """One per scene, in the order asked for."""
+    # Arrays, because there may be a million samples: an object for each would keep whatever memory
+    # stands around it when it was made.
+    stems: Shaped[np.ndarray, " n"] = field(repr=False, compare=False)
+    """Names of the samples, in the order asked for."""
+    places: Int64[np.ndarray, "n 5"] = field(repr=False, compare=False)
+    """Of each: height and width in pixels, and where image, scribbles and mask begin, in bytes; -1
+    where there is no mask.
+    """
 
     @staticmethod
     def open(scenes: Sequence[ScenePaths], folder: str | Path | None) -> "SceneCache":
@@ -110,33 +98,35 @@ class SceneCache:
         path = data_path(f"format {FORMAT}", (p for scene in stored for p in _files(scene)), folder)
 
         def load(index: Index) -> SceneCache:
-            entries = [CacheEntry(**entry) for entry in index["entries"]]
-            positions = dict(zip(in_file_order, entries, strict=True))
+            stems = np.array(index["stems"])
+            places = np.array(index["places"], np.int64).reshape(len(stems), 5)
+            as_asked = np.argsort(in_file_order)
             return SceneCache(
                 path=path,
                 fingerprint=index["fingerprint"],
-                entries=tuple(positions[i] for i in range(len(scenes))),
+                stems=stems[as_asked],
+                places=places[as_asked],
             )
 
         return open_or_build(path, load, partial(_build, stored))
 
     @property
-    def stems(self) -> list[str]:
-        """Names of the samples, in order."""
-        return [entry.stem for entry in self.entries]
+    def have_masks(self) -> Bool[np.ndarray, " n"]:
+        """Which samples have a mask."""
+        return self.places[:, 4] >= 0
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.stems)
 
     def __getitem__(self, index: int) -> Scene:
         """Return one scene; its arrays are read-only views of the map."""
-        entry = self.entries[index]
-        size = (entry.height, entry.width)
+        height, width, image, scribbles, mask = self.places[index].tolist()
+        size = (height, width)
         return Scene(
-            stem=entry.stem,
-            image=self._pixels.view(entry.image, (*size, 3)),
-            scribbles=self._pixels.view(entry.scribbles, size),
-            mask=None if entry.mask is None else self._pixels.view(entry.mask, size),
+            stem=str(self.stems[index]),
+            image=self._pixels.view(image, (*size, 3)),
+            scribbles=self._pixels.view(scribbles, size),
+            mask=None if mask < 0 else self._pixels.view(mask, size),
         )
 
     @cached_property
@@ -254,12 +244,14 @@ def _files(scene: ScenePaths) -> list[Path]:
 
 def _build(scenes: Sequence[ScenePaths], write: Write) -> Index:
     """Decode all scenes and write their pixels; return the index."""
-    entries: list[dict[str, Any]] = []
+    stems: list[str] = []
+    places: list[int] = []
     digests: list[tuple[str, str]] = []
     for scene, digest in read_ahead(_read, scenes):
-        entries.append(asdict(_append(write, scene)))
+        stems.append(scene.stem)
+        places += _append(write, scene)
         digests.append((scene.stem, digest))
-    return {"fingerprint": fingerprint_of(digests), "entries": entries}
+    return {"fingerprint": fingerprint_of(digests), "stems": stems, "places": places}
 
 
 def _read(paths: ScenePaths) -> tuple[Scene, str]:
@@ -268,14 +260,9 @@ def _read(paths: ScenePaths) -> tuple[Scene, str]:
     return scene, " ".join(hash_file(path) for path in _files(paths))
 
 
-def _append(write: Write, scene: Scene) -> CacheEntry:
-    """Write the pixels of a scene."""
+def _append(write: Write, scene: Scene) -> tuple[int, int, int, int, int]:
+    """Write the pixels of a scene; return its place, see `SceneCache.places`."""
     height, width = scene.scribbles.shape
-    return CacheEntry(
-        stem=scene.stem,
-        height=height,
-        width=width,
-        image=write(scene.image),
-        scribbles=write(scene.scribbles),
-        mask=None if scene.mask is None else write(scene.mask),
-    )
+    image, scribbles = write(scene.image), write(scene.scribbles)
+    mask = -1 if scene.mask is None else write(scene.mask)
+    return height, width, image, scribbles, mask

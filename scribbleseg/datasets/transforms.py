@@ -11,6 +11,7 @@ in every epoch; `Augmentation` replaces them before each call.
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -102,7 +103,7 @@ class TrainSamples(Dataset[dict[str, Any]]):
 
     cache: SceneCache
     """Decoded scenes."""
-    indices: list[int]
+    indices: Sequence[int]
     """Positions in the cache of the scenes to train on."""
     crop_size: int
     """Side of a sample, in network pixels."""
@@ -117,8 +118,8 @@ class TrainSamples(Dataset[dict[str, Any]]):
 
     def __post_init__(self) -> None:
         """Check that there is a target for every sample."""
-        entries = [self.cache.entries[index] for index in self.indices]
-        bare = [entry.stem for entry in entries if entry.mask is None]
+        have_masks = self.cache.have_masks
+        bare = [self.cache.stems[index] for index in self.indices if not have_masks[index]]
         if self.supervision == "mask" and bare:
             raise InputError(
                 f"ground_truth: {len(bare)} of {len(self)} training samples have no mask (first: "

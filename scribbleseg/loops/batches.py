@@ -204,7 +204,7 @@ def open_data(config: FinetuneConfig) -> RunData:
     return RunData(
         samples=TrainSamples(
             cache=cache,
-            indices=list(range(len(scenes))),
+            indices=range(len(scenes)),
             crop_size=data.crop_size,
             strokes=config.strokes,
             augment=config.augment,
