@@ -345,7 +345,8 @@ def load(
     )
     return Predictor(
         config=replace(found.config, predict=chosen),
-        model=model.eval().to(place),
+        # As in training: convolutions are faster so.
+        model=model.eval().to(place, memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         device=place,
         source=str(checkpoint),
     )
