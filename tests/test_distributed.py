@@ -7,19 +7,19 @@ import weakref
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scribbleseg.distributed import DataParallel, data_parallel, reduce_gradients
 from scribbleseg.stopwatch import Stopwatch
+from tests import ranks
 
 CPU = torch.device("cpu")
 
 
 def spawn(function, folder, *arguments, num_ranks=2):
     """Call `function(rank, *arguments)` on every rank; return the results in rank order."""
-    mp.spawn(enter, (num_ranks, str(folder), function, arguments), nprocs=num_ranks)
+    ranks.spawn(enter, (num_ranks, str(folder), function, arguments), num_ranks)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
 
 

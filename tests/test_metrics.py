@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from scipy import ndimage, stats
 from sklearn.metrics import jaccard_score
 
@@ -23,6 +22,7 @@ from scribbleseg.metrics import (
     confusion,
     image_scores,
 )
+from tests.ranks import spawn
 
 SCORES = ("object_iou", "background_iou", "miou", "boundary_iou")
 
@@ -209,7 +209,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_score_on_rank, args=(port, str(tmp_path)), nprocs=2)
+    spawn(_score_on_rank, (port, str(tmp_path)), 2)
     metrics = SegmentationMetrics()
     for index in range(3):
         metrics.update(*pair(index))

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from scribbleseg import checkpoint as checkpoints
@@ -25,6 +24,7 @@ from scribbleseg.loops.state import init_state as init_finetuning
 from scribbleseg.loops.steps import EpochDone, SaveDue, StepDone
 from scribbleseg.models import build_model
 from tests.loops.test_segment import same
+from tests.ranks import spawn
 
 CPU = torch.device("cpu")
 
@@ -401,7 +401,7 @@ def step_on_a_rank(rank, world_size, folder):
 # Three ranks have 2, 1 and 1 of the 4 images.
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_ranks_step_as_one_process_with_the_whole_batch(tmp_path, num_ranks):
-    mp.spawn(step_on_a_rank, args=(num_ranks, str(tmp_path)), nprocs=num_ranks)
+    spawn(step_on_a_rank, (num_ranks, str(tmp_path)), num_ranks)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
     assert torch.equal(ranks[0]["centre"]["value"], ranks[1]["centre"]["value"])
     assert same(ranks[0]["teacher"], ranks[1]["teacher"])

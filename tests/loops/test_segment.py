@@ -17,6 +17,7 @@ from scribbleseg.loops.segment import fit
 from scribbleseg.loops.state import init_state
 from scribbleseg.loops.steps import EpochDone, SaveDue, StepDone
 from scribbleseg.losses.segmentation import segmentation_loss
+from tests.ranks import spawn
 
 CPU = torch.device("cpu")
 
@@ -259,11 +260,11 @@ def test_a_run_resumed_by_another_number_of_workers_draws_what_it_would_have(tin
     with mp.Manager() as manager:
         rows = [manager.list() for _ in range(3)]
         saved = tmp_path / "saved.pt"
-        mp.spawn(resume_rank, (2, tmp_path / "two", config, str(saved), rows[0]), nprocs=2)
+        spawn(resume_rank, (2, tmp_path / "two", config, str(saved), rows[0]), 2)
         Path(f"{saved}.partial").rename(saved)
         for number, workers in ((1, 1), (2, 2)):
             arguments = (workers, tmp_path / f"again-{workers}", config, str(saved), rows[number])
-            mp.spawn(resume_rank, arguments, nprocs=workers)
+            spawn(resume_rank, arguments, workers)
         by_one, by_two = [list(each) for each in rows[1:]]
     events, _ = run(config, *start(config))
     whole = [event.metrics for event in events if isinstance(event, EpochDone)]
@@ -298,7 +299,7 @@ def train_rank(rank, world_size, path, config, losses):
 def loss_curve(world_size, path, config):
     with mp.Manager() as manager:
         losses = manager.list()
-        mp.spawn(train_rank, (world_size, path, config, losses), nprocs=world_size)
+        spawn(train_rank, (world_size, path, config, losses), world_size)
         values, rows = {}, []
         for step, value in losses:
             if isinstance(step, str):

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from scribbleseg.losses.dino import (
     batch_mean,
@@ -15,6 +14,7 @@ from scribbleseg.losses.dino import (
     teacher_entropy,
     teacher_probabilities,
 )
+from tests.ranks import spawn
 
 # Global crops, all crops, images, prototypes, temperatures of student and teacher.
 every_case = pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def centre_on_rank(rank, path):
 
 def test_two_ranks_have_the_centre_of_one_process_with_the_whole_batch(tmp_path):
     path = tmp_path / "group"
-    mp.spawn(centre_on_rank, (path,), nprocs=2)
+    spawn(centre_on_rank, (path,), 2)
     first, second = (torch.load(f"{path}.{rank}") for rank in range(2))
     assert torch.equal(first, second)
     _, teacher, centre = case(2, 2, 6, 5)
