@@ -18,7 +18,7 @@ from scribbleseg.datasets.files import (
 from scribbleseg.datasets.scenes import Scene, encode_png, read_drawn
 from scribbleseg.device import prepare_cpu
 from scribbleseg.errors import InputError
-from scribbleseg.predict import SOFTWARE, load, to_grey, to_mask
+from scribbleseg.predict import load, mask_png, to_grey, to_mask
 
 
 class Masks:
@@ -108,8 +108,7 @@ def _encode(logits: Tensor, scene: Scene, probabilities: bool) -> bytes:
     """Return what a folder's prediction writes."""
     if probabilities:
         return encode_png(to_grey(logits))
-    mask = to_mask(logits, scene.scribbles, honour_strokes=True)
-    return encode_png(mask, palette=True, software=SOFTWARE)
+    return mask_png(to_mask(logits, scene.scribbles, honour_strokes=True))
 
 
 def _status(error: InputError) -> int:

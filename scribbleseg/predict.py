@@ -384,9 +384,14 @@ def answer(
     logits = predictor.logits(scene.image, scene.scribbles)
     mask = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes, sure=sure)
     return Answer(
-        mask=encode_png(mask, palette=True, software=SOFTWARE),
+        mask=mask_png(mask),
         probabilities=encode_png(to_grey(logits)) if probabilities else None,
     )
+
+
+def mask_png(mask: UInt8[np.ndarray, "h w"]) -> bytes:
+    """Return a mask as a PNG, indexed, that tells what made it."""
+    return encode_png(mask, palette=True, software=SOFTWARE)
 
 
 def to_grey(logits: Float[Tensor, "h w"]) -> UInt8[np.ndarray, "h w"]:
