@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from scribbleseg.checkpoint import write_bytes
 from scribbleseg.datasets.scenes import ScenePaths
@@ -32,7 +34,7 @@ class Measured:
     items: int = 1
     """Images, or whatever is counted, in a round."""
     peak_mb: float | None = None
-    """Most memory beyond what stood before the first round, in 10^6 bytes."""
+    """Most memory of tensors beyond what stood before the first round, in 10^6 bytes."""
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Further figures, by column."""
 
@@ -99,18 +101,32 @@ def in_turn(
     return {name: tuple(values) for name, values in times.items()}
 
 
-def peak_mb(work: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
-    """Return the most memory that this process took for some rounds of work, in 10^6 bytes.
+def peak_mb(work: Callable[[], object], device: torch.device) -> float:
+    """Return the most memory that tensors took at once in two rounds of work, in 10^6 bytes.
 
-    Of the GPU if that is the device. On a CPU a process must do only this: what it once took
-    counts.
+    What was there before is not counted, nor what an allocator keeps besides.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        for _ in range(rounds):
-            work()
+        work()
+        work()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+        work()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(change for _, change in changes)) / 1e6
+
+
+def process_mb(work: Callable[[], object], rounds: int = 3) -> float:
+    """Return by how much this process grew for some rounds of work, in 10^6 bytes.
+
+    It must do only this: what it once took counts. Libraries that are loaded, code that is
+    generated and gaps between tensors are in it, and differ from one process to the next.
+    """
     before = status_mb("VmRSS")
     for _ in range(rounds):
         work()

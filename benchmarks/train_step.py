@@ -25,6 +25,7 @@ from benchmarks.measure import (
     in_new_process,
     in_turn,
     peak_mb,
+    process_mb,
     tell,
     to_markdown,
 )
@@ -45,6 +46,8 @@ from scribbleseg.models import build_model, set_recompute
 
 OURS, RECOMPUTED, PACKAGE, PLAIN = "ours", "ours, train.recompute", "smp.Unet", "plain loop"
 KINDS = (OURS, RECOMPUTED, PACKAGE, PLAIN)
+# What a process takes differs from one to the next.
+NUM_PROCESSES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class StepBench(OnDevice):
     rounds: int = 8
     """Steps of each kind that count; two more come first."""
     memory_of: str = ""
-    """Print the peak memory of this kind alone, and nothing else."""
+    """Print by how much a process grows for steps of this kind alone, and nothing else."""
     out: Path | None = None
     """File without suffix for the table, .md and .json; None: print only."""
 
@@ -175,6 +178,16 @@ def stepper(kind: str, bench: StepBench, device: torch.device) -> tuple[Callable
     return step, sum(parameter.numel() for parameter in parameters)
 
 
+def process_note(kind: str, device: torch.device) -> dict[str, str]:
+    """Return by how much processes of their own grow for steps of a kind; nothing on a GPU."""
+    if device.type == "cuda":
+        return {}
+    words = ("benchmarks.train_step", *sys.argv[1:], "--memory-of", kind)
+    grown = sorted(in_new_process(*words) for _ in range(NUM_PROCESSES))
+    median = grown[len(grown) // 2]
+    return {"process MB": f"{median:.0f} ({grown[0]:.0f} to {grown[-1]:.0f})"}
+
+
 def main() -> None:
     """Measure and print."""
     bench: StepBench = parse_arguments(
@@ -183,17 +196,18 @@ def main() -> None:
     device = bench.prepare()
     if bench.memory_of:
         step, _ = stepper(bench.memory_of, bench, device)
-        sys.stdout.write(json.dumps(peak_mb(step, device)) + "\n")
+        sys.stdout.write(json.dumps(process_mb(step)) + "\n")
         return
     works = {kind: stepper(kind, bench, device) for kind in KINDS}
+    peaks = {kind: peak_mb(step, device) for kind, (step, _) in works.items()}
     times = in_turn({kind: step for kind, (step, _) in works.items()}, bench.rounds)
     lines = [
         Measured(
             name=kind,
             seconds=times[kind],
             items=bench.batch_size,
-            peak_mb=in_new_process("benchmarks.train_step", *sys.argv[1:], "--memory-of", kind),
-            notes={"M parameters": f"{works[kind][1] / 1e6:.1f}"},
+            peak_mb=peaks[kind],
+            notes=process_note(kind, device) | {"M parameters": f"{works[kind][1] / 1e6:.1f}"},
         )
         for kind in KINDS
     ]

@@ -15,6 +15,10 @@ from scribbleseg.models.vit import VitUNet
 
 SegmentationModel = UNet | AttentionResUNet | VitUNet | PretrainedUNet
 
+RECOMPUTED_LEVELS = 4
+"""Levels whose activations can be made again: those at strides 1 to 8 take nearly all the memory,
+while every level takes about as much time as another."""
+
 
 def build_model(config: ModelConfig) -> SegmentationModel:
     """Return a freshly initialised network for `config`; it draws from torch's global generator."""
@@ -33,13 +37,13 @@ def build_model(config: ModelConfig) -> SegmentationModel:
 
 
 def set_recompute(model: nn.Module, recompute: bool) -> None:
-    """Choose whether encoder and decoder blocks make their activations again in the backward pass.
+    """Choose whether encoder and decoder make activations again in the backward pass.
 
     Transformers and encoders of timm keep theirs.
     """
     for module in model.modules():
         if isinstance(module, (Encoder, Decoder, GuidedDecoder)):
-            module.recompute = recompute
+            module.recomputed = RECOMPUTED_LEVELS if recompute else 0
 
 
 def encoder_settings(config: ModelConfig) -> dict[str, object]:

@@ -23,8 +23,8 @@ class GuidedDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.recompute = False
-        """Make activations again in the backward pass, for memory's sake; see `blocks.call`."""
+        self.recomputed = 0
+        """Levels, the finest ones, whose activations are made again; see `set_recompute`."""
         channels = level_channels(config)
         pairs = list(zip(channels[-2::-1], channels[:0:-1], strict=True))
         self.gates = nn.ModuleList(
@@ -40,10 +40,11 @@ class GuidedDecoder(nn.Module):
         decoded: list[Tensor] = []
         maps: list[Tensor] = []
         x = features[-1]
-        for gate, up, skip in zip(self.gates, self.ups, features[-2::-1], strict=True):
-            recompute = self.recompute and self.training
-            attention = call(gate, skip, x, recompute=recompute)
-            x = call(up, x, skip * attention, recompute=recompute)
+        levels = range(len(features) - 2, -1, -1)
+        for gate, up, level in zip(self.gates, self.ups, levels, strict=True):
+            skip, recompute = features[level], self.training and level < self.recomputed
+            attention = call(gate, skip, x, of=gate, recompute=recompute)
+            x = up(x, skip, attention, recompute=recompute)
             decoded.append(x)
             maps.append(attention)
         return decoded, maps
@@ -60,7 +61,7 @@ class AttentionResUNet(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:
         """Return logits at input size and, in training, those of every coarser decoder level."""
-        decoded, _ = self.decoder(self.encoder(image, self.strokes(strokes)))
+        decoded, _ = self.decoder(self.encoder(image, self.strokes.sides(strokes)))
         heads = list(self.decoder.heads)
         if not self.training:
             return Output(heads[-1](decoded[-1]))
@@ -71,5 +72,5 @@ class AttentionResUNet(nn.Module):
         self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]
     ) -> list[Float[Tensor, "b 1 h2 w2"]]:
         """Return the attention map of every skip in [0, 1], finest first."""
-        _, maps = self.decoder(self.encoder(image, self.strokes(strokes)))
+        _, maps = self.decoder(self.encoder(image, self.strokes.sides(strokes)))
         return maps[::-1]

@@ -7,7 +7,7 @@ the normalisation: the place where strokes enter an encoder that was trained on 
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
-from typing import assert_never
+from typing import Any, TypeVar, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from scribbleseg.config import NormName
 
 # (in channels, out channels, norm, stride) -> one of the blocks below.
-BlockType = Callable[[int, int, NormName, int], nn.Module]
+BlockType = Callable[[int, int, NormName, int], "ConvBlock | ResidualBlock"]
+
+Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 
 
 def make_norm(norm: NormName, channels: int) -> nn.Module:
@@ -45,21 +47,23 @@ def resize_to(x: Float[Tensor, "b c h w"], like: Tensor) -> Float[Tensor, "b c h
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def call(block: nn.Module, *inputs: Tensor | None, recompute: bool) -> Tensor:
-    """Call a block; with `recompute`, its activations are made again when gradients need them.
+def call(
+    work: Callable[..., Result], *inputs: Tensor | None, of: nn.Module, recompute: bool
+) -> Result:
+    """Call a module, or a method of it; with `recompute`, its activations are made again.
 
-    Training deep networks with sublinear memory (arXiv 1604.06174): only what goes in is kept.
+    Training deep networks with sublinear memory (arXiv 1604.06174): only what goes in is kept until
+    gradients need the rest.
     """
     if not recompute:
-        return block(*inputs)
-    found = checkpoint(
-        block,
+        return work(*inputs)
+    found: Any = checkpoint(
+        work,
         *inputs,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), _still_statistics(block)),
+        context_fn=lambda: (nullcontext(), _still_statistics(of)),
     )
-    assert isinstance(found, Tensor)
     return found
 
 
@@ -94,12 +98,19 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor:
         """Map (b, in, h, w) to (b, out, ceil(h / stride), ceil(w / stride))."""
+        return self.second(*self.first(x, side))
+
+    def first(self, x: Tensor, side: Tensor | None = None) -> tuple[Tensor]:
+        """Return what `second` takes."""
         if self.stride > 1:
             x = F.max_pool2d(x, self.stride, ceil_mode=True)
         x = self.conv1(x)
         if side is not None:
             x = x + side
-        x = F.relu(self.norm1(x), inplace=True)
+        return (F.relu(self.norm1(x), inplace=True),)
+
+    def second(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
         return F.relu(self.norm2(self.conv2(x)), inplace=True)
 
 
@@ -127,11 +138,18 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor:
         """Map (b, in, h, w) to (b, out, ceil(h / stride), ceil(w / stride))."""
+        return self.second(*self.first(x, side))
+
+    def first(self, x: Tensor, side: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `second` takes: the first convolution's features, and the shortcut's."""
         y = self.conv1(x)
         if side is not None:
             y = y + side
-        y = F.relu(self.norm1(y), inplace=True)
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+        return F.relu(self.norm1(y), inplace=True), self.shortcut(x)
+
+    def second(self, y: Tensor, shortcut: Tensor) -> Tensor:
+        """Return the block's output."""
+        return F.relu(self.norm2(self.conv2(y)) + shortcut, inplace=True)
 
 
 class UpBlock(nn.Module):
@@ -143,12 +161,28 @@ class UpBlock(nn.Module):
         self.block = block(2 * skip_channels, skip_channels, norm, 1)
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b s h2 w2"]
+        self,
+        x: Float[Tensor, "b c h w"],
+        skip: Float[Tensor, "b s h2 w2"],
+        attention: Float[Tensor, "b 1 h2 w2"] | None = None,
+        *,
+        recompute: bool = False,
     ) -> Float[Tensor, "b s h2 w2"]:
-        """Return the features of this level from those of the coarser one and the skip."""
-        # A 1x1 convolution commutes with the resizing and is four times cheaper before it.
-        x = resize_to(self.reduce(x), skip)
-        return self.block(torch.cat([x, skip], dim=1))
+        """Return the features of this level from those of the coarser one and the skip.
+
+        The skip is multiplied by `attention`, if any. With `recompute`, activations are made again
+        in two parts: those of the finest level, whose gradients come first, would otherwise all be
+        in memory beside everything else that is kept.
+        """
+        halfway = call(self._first, x, skip, attention, of=self, recompute=recompute)
+        return call(self.block.second, *halfway, of=self.block, recompute=recompute)
+
+    def _first(self, x: Tensor, skip: Tensor, attention: Tensor | None) -> tuple[Tensor, ...]:
+        if attention is not None:
+            skip = skip * attention
+        # A 1x1 convolution commutes with the resizing and is four times cheaper before it. Nothing
+        # keeps a name that would keep its memory.
+        return self.block.first(torch.cat([resize_to(self.reduce(x), skip), skip], dim=1))
 
 
 class AttentionGate(nn.Module):

@@ -5,7 +5,8 @@ It is a module of its own because DINO pretrains it on RGB alone. Strokes enter 
 unchanged and its first features are the pretrained ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from scribbleseg.config import ModelConfig
 from scribbleseg.models.blocks import BlockType, call
+
+# Makes the tensor (b, channels, h, w) that is added inside a level.
+Side = Callable[[], Tensor]
 
 
 def level_channels(config: ModelConfig) -> list[int]:
@@ -27,8 +31,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.channels = channels = level_channels(config)
         """Of the features, finest first."""
-        self.recompute = False
-        """Make activations again in the backward pass, for memory's sake; see `blocks.call`."""
+        self.recomputed = 0
+        """Levels, the finest ones, whose activations are made again; see `set_recompute`."""
         self.levels = nn.ModuleList(
             block(in_channels, out_channels, config.norm, 1 if level == 0 else 2)
             for level, (in_channels, out_channels) in enumerate(
@@ -37,21 +41,28 @@ class Encoder(nn.Module):
         )
 
     def forward(
-        self, image: Float[Tensor, "b 3 h w"], sides: Sequence[Tensor] | None = None
+        self, image: Float[Tensor, "b 3 h w"], sides: Sequence[Side] | None = None
     ) -> list[Tensor]:
         """Return the features of every level, finest first.
 
         Args:
             image: Normalised RGB; height and width of at least 32.
-            sides: One tensor per level, added inside that level; None for RGB alone.
+            sides: Makes what is added inside a level, level by level; None for RGB alone.
         """
         features: list[Tensor] = []
         x: Tensor = image
         for index, level in enumerate(self.levels):
             side = None if sides is None else sides[index]
-            x = call(level, x, side, recompute=self.recompute and self.training)
+            enter = partial(_enter, level, side)
+            again = self.training and index < self.recomputed
+            x = call(enter, x, of=level, recompute=again)
             features.append(x)
         return features
+
+
+def _enter(level: nn.Module, side: Side | None, x: Tensor) -> Tensor:
+    """Return a level's features; what is added inside it is made here, and again if they are."""
+    return level(x, None if side is None else side())
 
 
 class StrokePath(nn.Module):
@@ -72,9 +83,16 @@ class StrokePath(nn.Module):
 
     def forward(self, strokes: Float[Tensor, "b 2 h w"]) -> list[Float[Tensor, "b c h2 w2"]]:
         """Return one tensor per level, finest first, from strokes encoded in [0, 1]."""
-        sides: list[Tensor] = []
-        for index, (lift, project) in enumerate(zip(self.lift, self.project, strict=True)):
+        return [side() for side in self.sides(strokes)]
+
+    def sides(self, strokes: Float[Tensor, "b 2 h w"]) -> list[Side]:
+        """Return what makes each level's tensor, finest first, for who wants it made later."""
+        sides: list[Side] = []
+        for index in range(len(self.lift)):
             if index > 0:
                 strokes = F.max_pool2d(strokes, 2, ceil_mode=True)
-            sides.append(project(F.relu(lift(strokes), inplace=True)))
+            sides.append(partial(self._side, index, strokes))
         return sides
+
+    def _side(self, index: int, strokes: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b c h w"]:
+        return self.project[index](F.relu(self.lift[index](strokes), inplace=True))

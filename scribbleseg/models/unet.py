@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scribbleseg.config import ModelConfig, NormName
-from scribbleseg.models.blocks import BlockType, UpBlock, call
+from scribbleseg.models.blocks import BlockType, UpBlock
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 from scribbleseg.models.matching import StrokeMatches
 
@@ -33,8 +33,8 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: Sequence[int], norm: NormName, block: BlockType):
         super().__init__()
-        self.recompute = False
-        """Make activations again in the backward pass, for memory's sake; see `blocks.call`."""
+        self.recomputed = 0
+        """Levels, the finest ones, whose activations are made again; see `set_recompute`."""
         self.ups = nn.ModuleList(
             UpBlock(coarse, fine, norm, block)
             for fine, coarse in zip(channels[-2::-1], channels[:0:-1], strict=True)
@@ -43,8 +43,9 @@ class Decoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Float[Tensor, "b c h w"]:
         """Return the finest features from those of every encoder level, finest first."""
         x = features[-1]
-        for up, skip in zip(self.ups, features[-2::-1], strict=True):
-            x = call(up, x, skip, recompute=self.recompute and self.training)
+        levels = range(len(features) - 2, -1, -1)
+        for up, level in zip(self.ups, levels, strict=True):
+            x = up(x, features[level], recompute=self.training and level < self.recomputed)
         return x
 
 
@@ -66,7 +67,7 @@ class UNet(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:
         """Return logits at input size from a normalised image and encoded strokes in [0, 1]."""
-        features = self.encoder(image, self.strokes(strokes))
+        features = self.encoder(image, self.strokes.sides(strokes))
         if self.matches is not None:
             features = self.matches(features, features, strokes)
         return Output(self.head(self.decoder(features)))

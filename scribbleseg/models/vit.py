@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from scribbleseg.config import ModelConfig, NormName
 from scribbleseg.models.blocks import ConvBlock, resize_to
-from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
+from scribbleseg.models.encoder import Encoder, Side, StrokePath, level_channels
 from scribbleseg.models.unet import Decoder, Output
 
 DEPTHS = (3, 6, 9, 12)
@@ -175,12 +175,14 @@ class Pyramid(nn.Module):
         self,
         image: Float[Tensor, "b 3 h w"],
         maps: Sequence[Float[Tensor, "b d h2 w2"]],
-        sides: Sequence[Tensor],
+        fine_sides: Sequence[Side],
+        coarse_sides: Sequence[Tensor],
     ) -> list[Tensor]:
         """Return the features of every level, finest first, each with its strokes added inside."""
         together = torch.cat(list(maps), dim=1)
-        coarse = zip(self.tokens, sides[STEM_LEVELS:], strict=True)
-        return [*self.stem(image, sides), *(block(together, side) for block, side in coarse)]
+        coarse = zip(self.tokens, coarse_sides, strict=True)
+        fine = self.stem(image, fine_sides)
+        return [*fine, *(block(together, side) for block, side in coarse)]
 
 
 class VitUNet(nn.Module):
@@ -208,8 +210,9 @@ class VitUNet(nn.Module):
         # Padded here already, so that the levels of stem and transformer lie on one another.
         image = pad_to_multiple(image, self.encoder.patch_size, "replicate")
         strokes = pad_to_multiple(strokes, self.encoder.patch_size, "constant")
-        *sides, last = self.strokes(strokes)
+        sides = self.strokes.sides(strokes)
+        *coarse, last = (side() for side in sides[STEM_LEVELS:])
         to_pyramid, to_patches = last.tensor_split([last.shape[1] - self.encoder.dim], dim=1)
         maps = self.encoder(image, to_patches)
-        features = self.pyramid(image, maps, [*sides, to_pyramid])
+        features = self.pyramid(image, maps, sides[:STEM_LEVELS], [*coarse, to_pyramid])
         return Output(self.head(self.decoder(features))[..., :height, :width])

@@ -137,7 +137,7 @@ def test_the_encoder_on_rgb_alone_equals_the_one_with_fresh_strokes(block):
     image, strokes = inputs(45, 64)
     with torch.inference_mode():
         alone = encoder(image)
-        guided = encoder(image, StrokePath(level_channels(config))(strokes))
+        guided = encoder(image, StrokePath(level_channels(config)).sides(strokes))
     assert all(torch.equal(a, b) for a, b in zip(alone, guided, strict=True))
     assert [tuple(f.shape[1:]) for f in alone] == [
         (8, 45, 64), (16, 23, 32), (32, 12, 16), (64, 6, 8), (128, 3, 4)
