@@ -110,12 +110,7 @@ def write_model(
         OSError: the files cannot be written, such as on a full disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # safetensors refuses strided (channels-last) and shared tensors: copies are neither.
-    plain = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in weights.items()
-    }
-    write_bytes(folder / MODEL, safetensors.torch.save(plain))
+    write_bytes(folder / MODEL, safetensors.torch.save(_plain(weights)))
     description = {
         "format": FORMAT,
         "version": importlib.metadata.version("scribbleseg"),
@@ -124,6 +119,23 @@ def write_model(
         "metrics": {name: float(value) for name, value in metrics.items()},
     }
     write_bytes(folder / CONFIG, to_json(description))
+
+
+def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights as safetensors wants them: on the CPU, contiguous, none shares memory.
+
+    What is so already is not copied: a copy, made in a thread beside training, would take threads.
+    """
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in weights.items():
+        whole = tensor.detach().cpu().contiguous()
+        storage = whole.untyped_storage()
+        if storage.nbytes() != whole.nbytes or storage.data_ptr() in storages:
+            whole = whole.clone()
+        storages.add(whole.untyped_storage().data_ptr())
+        plain[name] = whole
+    return plain
 
 
 def write_trainer(folder: Path, state: Mapping[str, Any]) -> None:

@@ -50,7 +50,10 @@ def _copy(tree: Any) -> Any:
     """Return a tree of dictionaries and lists with copies of its tensors on the CPU."""
     match tree:
         case torch.Tensor():
-            return tree.detach().to("cpu", copy=True)
+            # In the order that files have. The thread that writes them must leave every parallel
+            # computation to this one: OpenMP counts the threads of both, and once they are more
+            # than cores it puts training's to sleep wherever they wait for one another.
+            return tree.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         case dict():
             return {key: _copy(value) for key, value in tree.items()}
         case list():

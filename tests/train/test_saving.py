@@ -1,7 +1,10 @@
 """Checkpoints of a run: what is kept, what is best, what training may do meanwhile, a full disk."""
 
 import errno
+import os
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from scribbleseg.loops.state import init_state
 from scribbleseg.loops.steps import SaveDue
 from scribbleseg.runs import RunFolder
 from tests.loops.test_segment import same
-from train.saving import Saver, note_best
+from train.saving import Saver, Snapshot, note_best, write_checkpoint
 
 CPU = torch.device("cpu")
 CONFIG = override(FinetuneConfig(), {"model.width": 8, "model.depth": 2, "train.keep": 2})
@@ -190,3 +193,24 @@ def test_what_is_no_fault_of_the_disk_ends_the_run(state, saver, monkeypatch):
     saver.save(SaveDue(epoch=1), state)
     with pytest.raises(ValueError, match="a fault of ours"):
         saver.save(SaveDue(epoch=2), state)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux lists them")
+def test_the_thread_that_writes_leaves_computing_in_parallel_to_training(run):
+    """More OpenMP threads than cores slow all of them down: see `Snapshot.take`."""
+    config = override(FinetuneConfig(), {"model.width": 16, "model.depth": 5})
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        snapshot = Snapshot.take(init_state(config, CPU, None), 1)
+
+        def threads_started():
+            num_threads = len(os.listdir("/proc/self/task"))
+            write_checkpoint(run, config, snapshot)
+            return len(os.listdir("/proc/self/task")) - num_threads
+
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            assert thread.submit(threads_started).result() == 0
+    finally:
+        torch.set_num_threads(before)
+    assert run.last(hashed=True) == 1
