@@ -116,7 +116,8 @@ def peak_mb(work: Callable[[], object], device: torch.device) -> float:
         work()
         work()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = profiler.profiler.kineto_results.events()
+    # What PyTorch declares of these events leaves out their size.
+    events: list[Any] = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return max(accumulate(change for _, change in changes)) / 1e6
 

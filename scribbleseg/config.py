@@ -140,9 +140,25 @@ class StrokesConfig:
     """
     misplaced: float = 0.0
     """Share of simulated stroke pixels that carry the wrong label [0, 1)."""
+    correct_probability: float = 0.0
+    """Probability that a training step gives each image one more stroke, where the averaged network
+    errs most, at the cost of a prediction [0, 1]; with encoding raw or disc.
+    """
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require(
+            0 <= self.correct_probability <= 1,
+            "strokes.correct_probability",
+            self.correct_probability,
+            "a probability between 0 and 1",
+        )
+        require(
+            self.correct_probability == 0 or self.encoding in ("raw", "disc"),
+            "strokes.encoding",
+            self.encoding,
+            "raw or disc with strokes.correct_probability above 0",
+        )
         require(1 <= self.radius <= 255, "strokes.radius", self.radius, "1 to 255 pixels")
         require(
             0 <= self.simulate_probability <= 1,

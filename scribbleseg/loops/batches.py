@@ -1,5 +1,6 @@
 """Which samples a run trains and validates on, in which order, and each rank's share of them."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -157,6 +158,9 @@ def make_loader(
     samples: Dataset[dict[str, Any]], plan: BatchPlan, num_workers: int, device: torch.device
 ) -> DataLoader[Any]:
     """Return one loader for all remaining epochs, so that workers never stop in between."""
+    # Listing the data made objects for every file. Python keeps spare ones of those that are gone
+    # until it collects, and with them all the memory around them.
+    gc.collect()
     return DataLoader(
         samples,
         batch_sampler=plan,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from scribbleseg.losses.segmentation import segmentation_loss
 from scribbleseg.metrics import SegmentationMetrics
 from scribbleseg.models import set_recompute
 from scribbleseg.schedules import warmup_cosine
+from scribbleseg.scribbles.corrections import corrected
 
 
 def train_step(
@@ -45,14 +47,22 @@ def train_step(
     rate = learning_rate(config, step, num_steps)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["scale"]
+    # The same on every rank, and when the run is resumed.
+    draw = np.random.default_rng((config.train.seed, step)).random()
+    is_corrected = draw < config.strokes.correct_probability
     loss = torch.zeros((), device=device)
     for part in cut(batch, config.train):
         image = normalise(part.batch["image"].to(device, non_blocking=True))
         image = image.contiguous(memory_format=torch.channels_last)
         strokes = part.batch["strokes"].to(device, non_blocking=True).float() / 255
         target = part.batch["mask"].to(device, non_blocking=True)
+        if is_corrected:
+            with torch.no_grad(), _autocast(device, precision):
+                logits = state.ema(image, strokes).logits
+            radius = config.strokes.radius if config.strokes.encoding == "disc" else 0
+            strokes = corrected(strokes, logits, target, radius)
         with reduce_gradients(network, part.is_last):
-            with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+            with _autocast(device, precision):
                 output = network(image, strokes)
             part_loss = segmentation_loss(output.logits, output.side_logits, target, config.loss)
             part_loss = part_loss * part.weight
@@ -68,6 +78,10 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     state.update_ema(config.optim.ema_decay)
     return loss
+
+
+def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype=precision, enabled=precision is not None)
 
 
 def learning_rate(config: FinetuneConfig, step: int, num_steps: int) -> float:

@@ -157,7 +157,7 @@ def init_state(
     model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return TrainState(
         model=model,
-        ema=copy.deepcopy(model).requires_grad_(False),
+        ema=copy.deepcopy(model).requires_grad_(False).eval(),
         optimizer=make_optimizer(model, config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
     )

@@ -65,6 +65,7 @@ def test_the_check_sees_a_read() -> None:
         {"loss.focal": 1.0, "loss.boundary": 1.0, "loss.lovasz": 1.0},
         {"model.encoder": "timm:resnet18"},
         {"model.architecture": "vit_unet"},
+        {"strokes.correct_probability": 1.0},
     ],
     ids=str,
 )

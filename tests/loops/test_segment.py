@@ -401,3 +401,25 @@ def test_waiting_is_measured(tiny_data, monkeypatch):
     events, _ = run(config, *start(config))
     step = next(event for event in events if isinstance(event, StepDone))
     assert 0.08 <= step.wait_seconds <= step.step_seconds
+
+
+def test_some_steps_show_the_network_where_its_average_errs(tiny_data):
+    """The same steps whenever the run is made, and each image one stroke more, or none."""
+    seen = {}
+    for probability in (0.0, 0.5, 1.0):
+        config = settings(tiny_data, train__epochs=4, strokes__correct_probability=probability)
+        for attempt in range(2):
+            state, data = start(config)
+            shown = seen[probability, attempt] = []
+            state.model.register_forward_pre_hook(
+                lambda _, inputs, shown=shown: shown.append(inputs[1].clone())
+            )
+            list(fit(state, data, config, device=CPU, precision=None))
+    for probability in (0.0, 0.5, 1.0):
+        assert same(seen[probability, 0], seen[probability, 1])
+    plain, some, every = (seen[probability, 0] for probability in (0.0, 0.5, 1.0))
+    more = [(a > b).flatten(1).any(dim=1) for a, b in zip(every, plain, strict=True)]
+    assert all((a >= b).all() for a, b in zip(every, plain, strict=True))
+    assert torch.cat(more).float().mean() > 0.5
+    corrected = [not torch.equal(a, b) for a, b in zip(some, plain, strict=True)]
+    assert 0 < sum(corrected) < len(corrected)
