@@ -356,7 +356,7 @@ class TrainConfig:
     """Compile the network with torch.compile: slower to start, faster steps on GPUs."""
     recompute: bool = False
     """Make the blocks' activations again in the backward pass (arXiv 1604.06174) instead of keeping
-    them: up to a third less memory, a third more time, the same result. Not with compile.
+    them: half the memory, a third more time, the same result. Not with compile.
     """
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated (1 or more)."""
