@@ -40,24 +40,25 @@ class Snapshot:
         history = state.progress.history
         return Snapshot(
             epoch=epoch,
-            weights=_copy(state.weights()),
-            trainer=_copy(state.to_dict()),
+            # In the order that files have. The thread that writes them must leave every parallel
+            # computation to this one: OpenMP counts the threads of both, and once they are more
+            # than cores it puts training's to sleep wherever they wait for one another.
+            weights=_copy(state.weights(), memory_format=torch.contiguous_format),
+            # In the order that they have: an optimiser's moments must lie as its weights do.
+            trainer=_copy(state.to_dict(), memory_format=torch.preserve_format),
             metrics=dict(history[-1]) if history else {},
         )
 
 
-def _copy(tree: Any) -> Any:
+def _copy(tree: Any, *, memory_format: torch.memory_format) -> Any:
     """Return a tree of dictionaries and lists with copies of its tensors on the CPU."""
     match tree:
         case torch.Tensor():
-            # In the order that files have. The thread that writes them must leave every parallel
-            # computation to this one: OpenMP counts the threads of both, and once they are more
-            # than cores it puts training's to sleep wherever they wait for one another.
-            return tree.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            return tree.detach().to("cpu", copy=True, memory_format=memory_format)
         case dict():
-            return {key: _copy(value) for key, value in tree.items()}
+            return {k: _copy(value, memory_format=memory_format) for k, value in tree.items()}
         case list():
-            return [_copy(value) for value in tree]
+            return [_copy(value, memory_format=memory_format) for value in tree]
         case _:
             return tree
 

@@ -29,8 +29,8 @@ def corrected(
 ) -> Float[Tensor, "b 2 h w"]:
     """Return encoded strokes with one more per image: straight, along its deepest error.
 
-    It stays inside the error, so that all of it is true. Errors that fall between the pixels of a
-    grid of `STEP` are left alone.
+    Only wrong pixels of one kind are drawn on, so that all of it is true; it may go on beyond a gap
+    in the error. Errors that fall between the pixels of a grid of `STEP` are left alone.
 
     Args:
         strokes: In [0, 1]; channel 0 object, channel 1 background.
@@ -44,8 +44,11 @@ def corrected(
 
 
 def _deepest_lines(wrong: Bool[Tensor, "b 2 h w"]) -> Float[Tensor, "b 2 h w"]:
-    """Return 1 on a line through the deepest wrong point of each image, inside the same error."""
-    depth = _depth(wrong[:, :, ::STEP, ::STEP].float())
+    """Return 1 on a line through the deepest wrong point of each image, where it is wrong alike."""
+    coarse = wrong[:, :, ::STEP, ::STEP].float()
+    # Of equally deep points the one in the densest part, not the first one.
+    depth = _depth(coarse)
+    depth = depth + 0.5 * depth.clamp(max=1) * F.avg_pool2d(coarse, 9, stride=1, padding=4)
     place = depth.flatten(1).argmax(dim=1)
     deepest = depth.flatten(1).gather(1, place[:, None])
     height, width = depth.shape[-2:]
@@ -71,10 +74,13 @@ def _column(values: Tensor) -> Tensor:
 
 
 def _depth(inside: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Return how many times a pixel outlives that a region loses its rim, up to `MOST_DEPTH`."""
+    """Return how many times a pixel outlives that a region loses its rim, up to `MOST_DEPTH`.
+
+    The image's border is a border of the regions, as where strokes are simulated.
+    """
     depth = inside
     for _ in range(MOST_DEPTH - 1):
-        inside = -F.max_pool2d(-inside, 3, stride=1, padding=1)
+        inside = -F.max_pool2d(-F.pad(inside, (1, 1, 1, 1)), 3, stride=1)
         depth = depth + inside
     return depth
 
