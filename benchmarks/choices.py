@@ -47,6 +47,7 @@ TRAINED: dict[str, dict[str, dict[str, str]]] = {
             "strokes.length": "0.1 1",
             "strokes.count": "2",
         },
+        "corrections in half of the steps": {"strokes.correct_probability": "0.5"},
     },
     "scenes (default: strength 0.5)": {
         "no augmentation": {"augment.strength": "0"},
@@ -61,7 +62,7 @@ TRAINED: dict[str, dict[str, dict[str, str]]] = {
         "and Lovász": {"loss.lovasz": "1"},
     },
     "network (default: UNet of width 16)": {
-        "stroke matching": {"model.matching": "True"},
+        "stroke matching": {"model.matching": ""},
         "ResUNet": {"model.architecture": "resunet"},
         "Attention-ResUNet, a loss per level": {"model.architecture": "attention_resunet"},
         "Attention-ResUNet, one loss": {
@@ -110,7 +111,7 @@ def train(name: str, changes: Mapping[str, str], fold: int, bench: Choices) -> s
     words = [
         word
         for key, value in settings.items()
-        for word in (f"--{key.replace('_', '-')}", *value.split(" "))
+        for word in (f"--{key.replace('_', '-')}", *value.split())
     ]
     place = ["--storage", str(bench.storage), "--name", name]
     command = [sys.executable, "-m", "train.finetune", "cpu", *words, *place]

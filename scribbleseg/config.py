@@ -35,6 +35,8 @@ ConfigT = TypeVar("ConfigT")
 LITE_ENCODERS = ("lite0", "lite1", "lite2")
 """EfficientNet-Lites, whose weights come in packages of their own."""
 MAX_SIDE = 8192
+# Corrections are dilated by a plain convolution.
+MAX_CORRECTED_RADIUS = 16
 """Longest side that a network is shown, in pixels: what a checkpoint asks for must fit a memory."""
 
 
@@ -142,7 +144,7 @@ class StrokesConfig:
     """Share of simulated stroke pixels that carry the wrong label [0, 1)."""
     correct_probability: float = 0.0
     """Probability that a training step gives each image one more stroke, where the averaged network
-    errs most, at the cost of a prediction [0, 1]; with encoding raw or disc.
+    errs most, at the cost of a prediction [0, 1]; with encoding raw, or disc of radius 16 or less.
     """
 
     def __post_init__(self) -> None:
@@ -153,12 +155,19 @@ class StrokesConfig:
             self.correct_probability,
             "a probability between 0 and 1",
         )
-        require(
-            self.correct_probability == 0 or self.encoding in ("raw", "disc"),
-            "strokes.encoding",
-            self.encoding,
-            "raw or disc with strokes.correct_probability above 0",
-        )
+        if self.correct_probability > 0:
+            require(
+                self.encoding in ("raw", "disc"),
+                "strokes.encoding",
+                self.encoding,
+                "raw or disc, where strokes.correct_probability is above 0",
+            )
+            require(
+                self.encoding == "raw" or self.radius <= MAX_CORRECTED_RADIUS,
+                "strokes.radius",
+                self.radius,
+                f"at most {MAX_CORRECTED_RADIUS}, where strokes.correct_probability is above 0",
+            )
         require(1 <= self.radius <= 255, "strokes.radius", self.radius, "1 to 255 pixels")
         require(
             0 <= self.simulate_probability <= 1,
@@ -463,6 +472,12 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         """Check settings that depend on one another."""
+        require(
+            self.strokes.correct_probability == 0 or self.loss.supervision == "mask",
+            "strokes.correct_probability",
+            self.strokes.correct_probability,
+            "0 with loss.supervision strokes, which say nothing beyond themselves",
+        )
         stride = 2 ** (self.model.depth - 1)
         require(
             self.data.crop_size % stride == 0,

@@ -19,6 +19,9 @@ from scribbleseg.models import set_recompute
 from scribbleseg.schedules import warmup_cosine
 from scribbleseg.scribbles.corrections import corrected
 
+# Part of the key of the draws that decide which steps are corrected.
+CORRECTIONS = 1
+
 
 def train_step(
     state: TrainState,
@@ -47,8 +50,8 @@ def train_step(
     rate = learning_rate(config, step, num_steps)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["scale"]
-    # The same on every rank, and when the run is resumed.
-    draw = np.random.default_rng((config.train.seed, step)).random()
+    # The same on every rank, and when the run is resumed; a stream that nothing else draws from.
+    draw = np.random.default_rng([config.train.seed, step, 0, CORRECTIONS]).random()
     is_corrected = draw < config.strokes.correct_probability
     loss = torch.zeros((), device=device)
     for part in cut(batch, config.train):

@@ -11,10 +11,13 @@ import torch
 
 import train.saving
 from scribbleseg.checkpoint import read_model, read_trainer
-from scribbleseg.config import FinetuneConfig, override
+from scribbleseg.config import FinetuneConfig, PretrainConfig, override
+from scribbleseg.loops import pretrain
+from scribbleseg.loops.segment import train_step
 from scribbleseg.loops.state import init_state
 from scribbleseg.loops.steps import SaveDue
 from scribbleseg.runs import RunFolder
+from tests.loops.test_gpu_ready import batch
 from tests.loops.test_segment import same
 from train.saving import Saver, Snapshot, note_best, write_checkpoint
 
@@ -109,7 +112,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(run, state, saver, monke
     sum(p.sum() for p in state.model.parameters()).backward()
     state.optimizer.step()
     weights = {name: tensor.clone() for name, tensor in state.weights().items()}
-    trainer = train.saving._copy(state.to_dict())
+    trainer = Snapshot.take(state, 1).trainer
     saver.save(SaveDue(epoch=1), state)
     assert saver.saved_epoch is None and run.last() is None
     state.optimizer.step()
@@ -214,3 +217,41 @@ def test_the_thread_that_writes_leaves_computing_in_parallel_to_training(run):
     finally:
         torch.set_num_threads(before)
     assert run.last(hashed=True) == 1
+
+
+def training(kind):
+    """Return what makes a run's state, and what takes a step of it."""
+    changes = {"model.width": 8, "model.depth": 3, "train.batch_size": 4}
+    if kind == "segmentation":
+        config = override(FinetuneConfig(), changes)
+
+        def step(state):
+            train_step(state, state.model, batch(), config, device=CPU, precision=None, num_steps=9)
+
+        return lambda: init_state(config, CPU, None), step
+    sizes = {"dino.out_dim": 32, "dino.hidden_dim": 16, "dino.bottleneck_dim": 8}
+    resolved = pretrain.resolve(override(PretrainConfig(), changes | sizes), 100)
+    views = batch()["image"][:, None].expand(-1, 4, -1, -1, -1)
+    crops = {"global": views[:, :2], "local": views[:, 2:, :, :32, :32], "stem": [""] * 4}
+    schedule = pretrain.Schedule.at(5, 10, resolved)
+
+    def pretrain_step(state):
+        pretrain.pretrain_step(
+            state, state.student, crops, resolved, schedule,
+            device=CPU, precision=None, hold_prototypes=False,
+        )  # fmt: skip
+
+    return lambda: pretrain.init_state(resolved, CPU, None), pretrain_step
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "dino"])
+def test_a_written_state_goes_on_as_the_one_in_memory(kind, run):
+    """In whatever memory order: an optimiser pairs weights and moments by where they lie."""
+    make, step = training(kind)
+    state, resumed = make(), make()
+    step(state)
+    write_checkpoint(run, CONFIG, Snapshot.take(state, 1))
+    resumed.load_dict(read_trainer(run.local_path / "checkpoint_0001"))
+    for each in (state, resumed):
+        step(each)
+    assert same(state.to_dict(), resumed.to_dict())
