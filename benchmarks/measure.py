@@ -104,7 +104,8 @@ def in_turn(
 def peak_mb(work: Callable[[], object], device: torch.device) -> float:
     """Return the most memory that tensors took at once in two rounds of work, in 10^6 bytes.
 
-    What was there before is not counted, nor what an allocator keeps besides.
+    What was there before is not counted, nor what an allocator keeps besides. On a CPU, memory
+    that was there before and is given back meanwhile leaves no room for what comes after.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -3,6 +3,7 @@
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from scribbleseg.config import FinetuneConfig, PretrainConfig, override, to_dict
 from scribbleseg.device import pick_device, prepare_cpu
@@ -44,7 +45,10 @@ def time_steps(config: FinetuneConfig | PretrainConfig, resources: Resources) ->
         prepare_cpu(resources.cpus)
     # No epoch is validated before the timed steps are done, and no loader has to start.
     epochs, timed = config.train.epochs, NUM_TIMED + 2
-    changes = {"train.epochs": max(epochs, timed), "train.validate_every": timed}
+    changes: dict[str, Any] = {"train.epochs": max(epochs, timed), "train.validate_every": timed}
+    if isinstance(config, FinetuneConfig) and config.strokes.correct_probability > 0:
+        # Two steps cannot show a probability: all of them count as corrected.
+        changes["strokes.correct_probability"] = 1.0
     trial = override(config, changes | {"train.compile": False, "data.num_workers": 0})
     assemble = assemble_finetune if isinstance(config, FinetuneConfig) else assemble_pretrain
     job = assemble(to_dict(trial), device, resumed=False)

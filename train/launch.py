@@ -18,7 +18,7 @@ import torch
 import tyro
 from pyarrow.fs import FileType
 
-from scribbleseg.config import DataConfig, config_hash, require, to_dict
+from scribbleseg.config import DataConfig, config_hash, from_dict, require
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard, Watcher
@@ -390,12 +390,20 @@ def choose_run(
             run = RunFolder.at(storage, wanted)
             number += 1
     record = run.read_json("run.json")
-    if record is not None and record.get("config") != to_dict(config):
+    if record is not None and not _tells_of(record.get("config"), config):
         raise InputError(
             f"{storage}/{wanted}: holds a run with other settings; choose another --name, "
             "or --fresh to start anew beside it"
         )
     return wanted, run
+
+
+def _tells_of(found: Any, config: Any) -> bool:
+    """Say whether a record's settings are these; one of an older version lacks what came later."""
+    try:
+        return isinstance(found, dict) and from_dict(type(config), found) == config
+    except InputError:
+        return False
 
 
 def git_commit() -> str | None:

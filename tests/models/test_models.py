@@ -90,7 +90,9 @@ def test_weights_saved_and_loaded_give_the_same_logits(architecture):
         assert torch.equal(model(*inputs(32, 40)).logits, other(*inputs(32, 40)).logits)
 
 
-@pytest.mark.parametrize("architecture", ["unet:matching", "resunet", "attention_resunet"])
+@pytest.mark.parametrize(
+    "architecture", ["unet:matching", "resunet", "attention_resunet", "vit_unet:8"]
+)
 def test_activations_made_again_change_no_weight_and_no_statistic(architecture):
     image, strokes = inputs(48, 40)
     target = (image[:, 0] > 0).to(torch.uint8)

@@ -4,6 +4,7 @@ import pytest
 
 from scribbleseg.config import FinetuneConfig, override, to_dict
 from scribbleseg.errors import InputError
+from scribbleseg.runs import RunFolder
 from train.command import Order, carry_out
 from train.launch import (
     LaunchConfig,
@@ -83,6 +84,19 @@ def test_the_same_settings_find_the_same_run_and_others_are_refused(tmp_path):
     assert beside == f"{name}--2" and not run.exists()
     run.write_json("run.json", {"config": to_dict(other)})
     assert choose_run(other, storage, recipe="cpu", name=name, fresh=True)[0] == f"{name}--3"
+
+
+def test_a_record_that_lacks_later_settings_is_of_the_same_run(tmp_path):
+    config, storage = override(FinetuneConfig(), {"train.seed": 3}), str(tmp_path)
+    older = to_dict(config)
+    del older["strokes"]["correct_probability"]
+    RunFolder.at(storage, "first").write_json("run.json", {"config": older})
+    name, run = choose_run(config, storage, recipe="cpu", name="first", fresh=False)
+    assert name == "first" and run.exists()
+    for faulty in (older | {"strokes": {"shape": 1}}, {"dino": {}}, None, "cpu"):
+        RunFolder.at(storage, "first").write_json("run.json", {"config": faulty})
+        with pytest.raises(InputError, match="other settings"):
+            choose_run(config, storage, recipe="cpu", name="first", fresh=False)
 
 
 def test_locations_are_made_absolute_and_uris_left_alone(tmp_path, monkeypatch):
