@@ -159,9 +159,9 @@ def make_loader(
 ) -> DataLoader[Any]:
     """Return one loader for all remaining epochs, so that workers never stop in between."""
     # Listing the data made objects for every file. Python keeps spare ones of those that are gone
-    # until it collects, and with them all the memory around them. The half a million objects of
-    # imported modules, which stay, need not be searched again and again while training goes on; what
-    # an earlier run of this process left among them is.
+    # until it collects, and with them all the memory around them. Half a million objects of
+    # imported modules stay, and need not be searched while training goes on; what an earlier run
+    # of this process left among them is searched now.
     gc.unfreeze()
     gc.collect()
     gc.freeze()
