@@ -35,9 +35,9 @@ ConfigT = TypeVar("ConfigT")
 LITE_ENCODERS = ("lite0", "lite1", "lite2")
 """EfficientNet-Lites, whose weights come in packages of their own."""
 MAX_SIDE = 8192
-# Corrections are dilated by a plain convolution.
-MAX_CORRECTED_RADIUS = 16
 """Longest side that a network is shown, in pixels: what a checkpoint asks for must fit a memory."""
+MAX_CORRECTED_RADIUS = 16
+"""Largest disc of a correction in training, in pixels: it is dilated by a plain convolution."""
 
 
 def require(condition: bool, key: str, value: object, expected: str) -> None:
