@@ -46,6 +46,20 @@ def require(condition: bool, key: str, value: object, expected: str) -> None:
         raise InputError(f"{key} is {value!r}; expected {expected}")
 
 
+def require_shares(batch_size: int, world_size: int, num_parts: int) -> None:
+    """Raise an `InputError` unless every part of every rank's share of a batch gets an image."""
+    if batch_size < world_size * num_parts:
+        raise InputError(
+            f"train.batch_size is {batch_size}; expected at least {world_size * num_parts}, the "
+            "number of workers times train.accumulate"
+        )
+
+
+def _require_loaders(num_workers: int | None) -> None:
+    fits = num_workers is None or num_workers >= 0
+    require(fits, "data.num_workers", num_workers, "0 or more, or None")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which samples are read, and at which scale the network sees them."""
@@ -83,8 +97,10 @@ class DataConfig:
     """Folder for fetched and decoded images, best on a disk of the machine itself; None:
     $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg.
     """
-    num_workers: int = 1
-    """Loader processes per training worker; 0 loads in the training process."""
+    num_workers: int | None = None
+    """Loader processes per training worker; 0 loads in the training process; None: one, but none
+    for a worker that computes on a single core.
+    """
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -109,7 +125,7 @@ class DataConfig:
                 getattr(self, key),
                 f"32 to {MAX_SIDE} pixels",
             )
-        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        _require_loaders(self.num_workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -505,12 +521,14 @@ class PretrainDataConfig:
     """Folder for fetched and decoded images, best on a disk of the machine itself; None:
     $SCRIBBLESEG_CACHE, else ~/.cache/scribbleseg.
     """
-    num_workers: int = 1
-    """Loader processes per training worker; 0 loads in the training process."""
+    num_workers: int | None = None
+    """Loader processes per training worker; 0 loads in the training process; None: one, but none
+    for a worker that computes on a single core.
+    """
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        _require_loaders(self.num_workers)
 
 
 @dataclass(frozen=True, kw_only=True)

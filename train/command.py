@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from scribbleseg.config import from_yaml, parse_arguments, to_dict, to_yaml
+from scribbleseg.config import from_yaml, parse_arguments, require_shares, to_dict, to_yaml
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
 from train.launch import LaunchConfig, absolute, choose_run, git_commit, launch_job
@@ -105,6 +105,23 @@ class Order:
     """Start beside a run of that name."""
 
 
+def finetune_rank(payload: dict[str, Any]) -> dict[str, str]:
+    """Run one rank of fine-tuning, see `train.worker.train_worker`.
+
+    What ranks need is imported where they are: the command, which starts Ray, does without.
+    """
+    from train.worker import train_worker
+
+    return train_worker(payload)
+
+
+def pretrain_rank(payload: dict[str, Any]) -> dict[str, str]:
+    """Run one rank of pretraining, see `finetune_rank`."""
+    from train.worker import pretrain_worker
+
+    return pretrain_worker(payload)
+
+
 def carry_out(
     order: Order, worker: Callable[[dict[str, Any]], dict[str, str]]
 ) -> tuple[str, RunFolder] | None:
@@ -115,9 +132,6 @@ def carry_out(
         DivergedError: the loss is no longer a number.
         RuntimeError: workers failed too often.
     """
-    # Imported here because it brings the augmentation, which `--help` does without.
-    from scribbleseg.loops.batches import require_shares
-
     # Workers would say so too, but of a job that grows perhaps only after days.
     train = order.config.train
     require_shares(train.batch_size, order.launch.num_workers, train.accumulate)

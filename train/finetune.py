@@ -8,7 +8,7 @@ from scribbleseg.cli import evaluate_command, exit_status
 from scribbleseg.config import FinetuneConfig
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
-from train.command import Order, carry_out, read_job
+from train.command import Order, carry_out, finetune_rank, read_job
 from train.launch import absolute, absolute_data
 from train.recipes import RECIPES
 
@@ -38,11 +38,8 @@ def main(arguments: Sequence[str]) -> None:
         # On a cluster the data are where the workers are, and are checked there.
         data = config.data
         list_scenes(data.root, data.split, need_masks=False, cache_dir=data.cache_dir)
-    # Imported here because it brings Ray, which `--help` and loader processes do without.
-    from train.worker import train_worker
-
     order = Order(recipe=recipe, config=config, launch=launch, name=job.name, fresh=job.fresh)
-    done = carry_out(order, train_worker)
+    done = carry_out(order, finetune_rank)
     if done is None:
         return
     place, run = done

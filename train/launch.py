@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -292,6 +294,11 @@ def launch_job(
         DivergedError: the loss is no longer a number.
         RuntimeError: the job failed more often than `launch.max_failures`.
     """
+    if not launch.is_alone:
+        # Ray waits for its own processes to start: time to import what comes next.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            thread.submit(import_module, "ray.train.torch")
+            start_ray(launch)
     import ray
     import ray.train
     import ray.train.torch
@@ -307,7 +314,6 @@ def launch_job(
         # Ray Train's local mode: the same function and reports, in this process.
         scaling = ray.train.ScalingConfig(num_workers=0, use_gpu=resources.gpus > 0)
     else:
-        start_ray(launch)
         resources = plan_resources(launch, living_nodes(), can_grow=not launch.is_local)
         wait_for_room(launch, resources)
         board = RemoteBoard()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from scribbleseg.cli import exit_status
 from scribbleseg.config import PretrainConfig
 from scribbleseg.datasets.pictures import list_images
-from train.command import Order, carry_out, read_job
+from train.command import Order, carry_out, pretrain_rank, read_job
 from train.launch import absolute
 from train.recipes import PRETRAIN_RECIPES
 
@@ -38,11 +38,8 @@ def main(arguments: Sequence[str]) -> None:
     if launch.is_local or not roots:
         # On a cluster the images are where the workers are, and are looked for there.
         list_images(roots, config.data.cache_dir)
-    # Imported here because it brings Ray, which `--help` and loader processes do without.
-    from train.worker import pretrain_worker
-
     order = Order(recipe=recipe, config=config, launch=launch, name=job.name, fresh=job.fresh)
-    done = carry_out(order, pretrain_worker)
+    done = carry_out(order, pretrain_rank)
     if done is not None:
         from scribbleseg.report.records import finetune_command
 

@@ -44,7 +44,7 @@ from scribbleseg.report import curves, tables
 from scribbleseg.report.page import template, variables
 from scribbleseg.report.tables import Table
 from scribbleseg.runs import RunFolder
-from train.command import Order, base_config, carry_out, usage
+from train.command import Order, base_config, carry_out, finetune_rank, pretrain_rank, usage
 from train.estimate import time_steps
 from train.launch import (
     LaunchConfig,
@@ -270,15 +270,12 @@ def train_all(runs: Sequence[Run], place: str, recipe: str, launch: LaunchConfig
                 )
         left = sum(expected[run.cost] for run in runs if run.name not in spent)
         say(f"about {tables.duration(left)}, by timed steps; loading and validating come on top")
-    # Imported here because it brings Ray, which `--help` and loader processes do without.
-    from train.worker import pretrain_worker, train_worker
-
     for number, run in enumerate(runs, start=1):
         if run.name in spent:
             continue
-        worker = train_worker if isinstance(run.config, FinetuneConfig) else pretrain_worker
+        rank = finetune_rank if isinstance(run.config, FinetuneConfig) else pretrain_rank
         order = Order(recipe=recipe, config=run.config, launch=launch, name=run.name, fresh=False)
-        carry_out(order, worker)
+        carry_out(order, rank)
         expected[run.cost] = seconds = _seconds(place, run) or 0.0
         rest = [expected.get(later.cost) for later in runs[number:] if later.name not in spent]
         known = [each for each in rest if each is not None]

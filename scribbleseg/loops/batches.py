@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from scribbleseg.config import FinetuneConfig, TrainConfig
+from scribbleseg.config import FinetuneConfig, TrainConfig, require_shares
 from scribbleseg.datasets.cache import SceneCache
 from scribbleseg.datasets.scenes import ScenePaths, fold_stems, list_scenes
 from scribbleseg.datasets.transforms import TrainSamples, worker_init
@@ -73,15 +73,6 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, int(sample)) for sample in batch[self.rank :: self.world_size]]
                 position += 1
             position = 0
-
-
-def require_shares(batch_size: int, world_size: int, num_parts: int) -> None:
-    """Raise an `InputError` unless every part of every rank's share of a batch gets an image."""
-    if batch_size < world_size * num_parts:
-        raise InputError(
-            f"train.batch_size is {batch_size}; expected at least {world_size * num_parts}, the "
-            "number of workers times train.accumulate"
-        )
 
 
 def make_plan(num_samples: int, config: TrainConfig, start_step: int = 0) -> BatchPlan:
@@ -155,9 +146,22 @@ class RunData:
 
 
 def make_loader(
-    samples: Dataset[dict[str, Any]], plan: BatchPlan, num_workers: int, device: torch.device
+    samples: Dataset[dict[str, Any]],
+    plan: BatchPlan,
+    num_workers: int | None,
+    device: torch.device,
 ) -> DataLoader[Any]:
-    """Return one loader for all remaining epochs, so that workers never stop in between."""
+    """Return one loader for all remaining epochs, so that workers never stop in between.
+
+    Args:
+        samples: What is loaded.
+        plan: In which order.
+        num_workers: Processes that load; None: see `DataConfig.num_workers`.
+        device: Where batches will go.
+    """
+    if num_workers is None:
+        # A loader would take its time from the only core, and seconds of it to start.
+        num_workers = 0 if device.type == "cpu" and torch.get_num_threads() == 1 else 1
     # Listing the data made objects for every file. Python keeps spare ones of those that are gone
     # until it collects, and with them all the memory around them. Half a million objects of
     # imported modules stay, and need not be searched while training goes on; what an earlier run

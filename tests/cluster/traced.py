@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import train.finetune
-import train.worker
 from scribbleseg.cli import exit_status
 from scribbleseg.distributed import rank
 from scribbleseg.loops import segment
-
-carry_on = train.worker.train_worker
+from train.command import finetune_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def read_trace(folder: Path) -> list[Note]:
 
 
 def traced_worker(payload: dict[str, Any]) -> dict[str, str]:
-    """Run one rank; see `train.worker.train_worker`."""
+    """Run one rank; see `train.command.finetune_rank`."""
     take_step = segment.train_step
 
     def step(state: Any, *args: Any, **kwargs: Any) -> Any:
@@ -65,7 +63,7 @@ def traced_worker(payload: dict[str, Any]) -> dict[str, str]:
 
     write_down(rank(), 0)
     segment.train_step = step
-    return carry_on(payload)
+    return finetune_rank(payload)
 
 
 def main() -> None:
@@ -74,7 +72,7 @@ def main() -> None:
     from tests.cluster import traced
 
     write_down(-1, 0)
-    train.worker.train_worker = traced.traced_worker
+    train.finetune.finetune_rank = traced.traced_worker
     train.finetune.main(sys.argv[1:])
 
 

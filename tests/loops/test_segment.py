@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 
 from scribbleseg.config import FinetuneConfig, override
 from scribbleseg.errors import DivergedError, InputError
-from scribbleseg.loops.batches import BatchPlan, open_data, sample_order
+from scribbleseg.loops.batches import BatchPlan, make_loader, open_data, sample_order
 from scribbleseg.loops.segment import fit
 from scribbleseg.loops.state import init_state
 from scribbleseg.loops.steps import EpochDone, SaveDue, StepDone
@@ -385,6 +385,25 @@ def test_the_plan_deals_global_batches_to_ranks():
 def test_batches_that_cannot_be_made_are_refused(key, plan):
     with pytest.raises(InputError, match=f"train.batch_size is .*expected.*{key}"):
         BatchPlan(**{"num_samples": 11, "batch_size": 4, "epochs": 1, "seed": 0} | plan)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "threads", "expected"),
+    [
+        (None, "cpu", 1, 0),
+        (None, "cpu", 2, 1),
+        (None, "cuda", 1, 1),
+        (1, "cpu", 1, 1),
+        (0, "cpu", 2, 0),
+    ],
+)
+def test_a_single_core_loads_its_own_batches(
+    tiny_data, monkeypatch, asked, device, threads, expected
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    data = open_data(settings(tiny_data))
+    loader = make_loader(data.samples, data.plan(settings(tiny_data)), asked, torch.device(device))
+    assert loader.num_workers == expected
 
 
 def test_waiting_is_measured(tiny_data, monkeypatch):
