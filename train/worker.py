@@ -288,21 +288,13 @@ def worker_device(payload: dict[str, Any]) -> torch.device:
     return pick_device(gpus=payload["gpus"] > 0)
 
 
-def figures_of_last(history: list[Row]) -> Row:
-    """Return the row of the last epoch, and the best mIoU so far where it was validated."""
-    row = dict(history[-1])
-    if "miou" in row:
-        row["best_miou"] = max(each["miou"] for each in history if "miou" in each)
-    return row
-
-
 def _report(run: RunFolder, history: list[Row], saved_epoch: int | None) -> None:
     """Tell Ray about the epoch; rank 0 points at our own checkpoint, which Ray does not copy."""
     pointer = None
     if rank() == 0 and saved_epoch is not None:
         pointer = ray.train.Checkpoint(run.checkpoint_path(saved_epoch), run.filesystem)
     ray.train.report(
-        figures_of_last(history),
+        dict(history[-1]),
         checkpoint=pointer,
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )
