@@ -284,7 +284,7 @@ def status(uri: str) -> SweepStatus:
     record = sweep.read_json(SWEEP)
     if record is None:
         raise InputError(f"{uri}: holds no {SWEEP}; expected the folder of a sweep, STORAGE/NAME")
-    # The table is as old as the last stop or end of a trial; runs in progress know more.
+    # The table is as old as the last start, stop or end of a trial; runs in progress know more.
     trials = [trial if trial.ended else refresh(sweep, trial) for trial in read_table(sweep)]
     num_trials = record.get("num_trials", len(trials))
     if type(num_trials) is not int:
@@ -301,6 +301,8 @@ def status(uri: str) -> SweepStatus:
 
 def seconds_left(trials: Sequence[Trial], num_trials: int, *, places_left: int = 0) -> float | None:
     """Return the time to the end of a sweep at the pace of its trials that have ended.
+
+    Each one in progress is expected to take as long as those that took longer than it has so far.
 
     Args:
         trials: Those that were begun; those in progress say how many are trained at once.
