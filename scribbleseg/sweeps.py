@@ -3,7 +3,7 @@
 ```
 STORAGE/NAME/
   sweep.json          what is searched: space, base settings, seed, how many trials
-  trials.csv          one line per trial, rewritten whole whenever a trial starts or ends
+  trials.csv          one line per trial, rewritten whole whenever a trial starts, stops or ends
   best.json           which run and which of its checkpoints is best
   trial_0000/ ...     a run folder each (see `scribbleseg.runs`), and trial.json: what was drawn for
                       it, and how it ended
@@ -47,7 +47,9 @@ class Trial:
     number: int
     """From 0, in the order in which they were drawn."""
     state: State = "running"
-    """running (or waiting to be gone on with), finished, stopped early, or failed."""
+    """running (or waiting for a place); stopped early, to go on should it come to be among the best
+    that got there; finished; or failed.
+    """
     epochs: int = 0
     """Epochs done."""
     score: float | None = None
@@ -73,7 +75,7 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to do for it."""
+        """Whether it is not trained now, and perhaps never again."""
         return self.state != "running"
 
 
@@ -282,7 +284,7 @@ def status(uri: str) -> SweepStatus:
     record = sweep.read_json(SWEEP)
     if record is None:
         raise InputError(f"{uri}: holds no {SWEEP}; expected the folder of a sweep, STORAGE/NAME")
-    # The table is as old as the last start or end of a trial; runs in progress know more.
+    # The table is as old as the last start, stop or end of a trial; runs in progress know more.
     trials = [trial if trial.ended else refresh(sweep, trial) for trial in read_table(sweep)]
     num_trials = record.get("num_trials", len(trials))
     if type(num_trials) is not int:
@@ -300,6 +302,8 @@ def status(uri: str) -> SweepStatus:
 def seconds_left(trials: Sequence[Trial], num_trials: int, *, places_left: int = 0) -> float | None:
     """Return the time to the end of a sweep at the pace of its trials that have ended.
 
+    Each one in progress is expected to take as long as those that took longer than it has so far.
+
     Args:
         trials: Those that were begun; those in progress say how many are trained at once.
         num_trials: How many there will be.
@@ -310,6 +314,8 @@ def seconds_left(trials: Sequence[Trial], num_trials: int, *, places_left: int =
         return None
     unbegun = max(0, num_trials - len(trials))
     running = [trial.seconds for trial in trials if not trial.ended]
-    mean = statistics.fmean(spent)
-    left = unbegun * mean + sum(max(0.0, mean - seconds) for seconds in running)
+    left = unbegun * statistics.fmean(spent)
+    for seconds in running:
+        longer = [each for each in spent if each > seconds]
+        left += statistics.fmean(longer) - seconds if longer else 0.0
     return left / max(1, len(running) + places_left)

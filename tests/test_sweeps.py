@@ -127,6 +127,16 @@ def test_status_counts_and_looks_at_runs_in_progress(sweep, capsys):
     assert "trial_0002  failed: diverged" in said and "best: trial_0000, mIoU 0.7000" in said
 
 
+def test_a_trial_is_expected_to_take_as_long_as_those_that_took_longer():
+    spent = [Trial(number=n, state="stopped", seconds=10.0) for n in range(3)]
+    spent.append(Trial(number=3, state="finished", seconds=90.0))
+
+    def left(seconds):
+        return seconds_left([*spent, Trial(number=4, seconds=seconds)], 5)
+
+    assert [left(seconds) for seconds in (0.0, 10.0, 60.0, 99.0)] == [30.0, 80.0, 30.0, 0.0]
+
+
 def test_nothing_has_ended_so_nothing_is_known_of_the_end():
     assert seconds_left([Trial(number=0, seconds=5.0)], 3) is None
 

@@ -83,7 +83,7 @@ class Assembly:
     warnings: list[str]
     """What a person should know before the start."""
     events: Callable[..., Generator[Event]]
-    """Begins the training: `fit`, without anything but `notice` to be given."""
+    """Begins the training: `fit`, without anything but `notice` and `until` to be given."""
     draw: Callable[[], bytes] | None = None
     """Returns a picture of what the encoder sees now, as a JPEG; None: there are no pictures."""
 
@@ -93,7 +93,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, str]:
 
     Args:
         payload: "config" (a dictionary), "recipe", "git_commit", "storage", "name", "board",
-            "cpus", "gpus".
+            "cpus", "gpus"; and "until" where it is to end after that epoch, to go on another time.
     """
     return _last_words(payload, assemble_finetune)
 
@@ -177,7 +177,9 @@ def train_run(
     report: Callable[[RunFolder, list[Row], int | None], None],
     notice: Callable[[], bool] = no_notice,
 ) -> None:
-    """Run one rank to its end, from the last whole checkpoint where there is one.
+    """Run one rank from the last whole checkpoint, where there is one, as far as it is to go.
+
+    A run that is to end before its last epoch has its checkpoint written, and is not finished.
 
     Args:
         payload: See `train_worker`.
@@ -219,7 +221,8 @@ def train_run(
     record = RunRecord.start(payload, job, run)
     saver = Saver(run, job.config, resumed)
     # Closed here and not when they are collected: a sweep's process goes on with another run.
-    with record, saver, contextlib.closing(job.events(notice=notice)) as events:
+    events = job.events(notice=notice, until=payload.get("until"))
+    with record, saver, contextlib.closing(events):
         for event in events:
             match event:
                 case StepDone():
@@ -230,7 +233,8 @@ def train_run(
                     screen.epoch(event)
                     record.epoch(event, history)
                     report(run, history, saver.saved_epoch)
-        record.finish(history)
+        if job.state.progress.step == job.plan.num_steps:
+            record.finish(history)
     barrier()
 
 
@@ -284,21 +288,13 @@ def worker_device(payload: dict[str, Any]) -> torch.device:
     return pick_device(gpus=payload["gpus"] > 0)
 
 
-def figures_of_last(history: list[Row]) -> Row:
-    """Return the row of the last epoch, and the best mIoU so far where it was validated."""
-    row = dict(history[-1])
-    if "miou" in row:
-        row["best_miou"] = max(each["miou"] for each in history if "miou" in each)
-    return row
-
-
 def _report(run: RunFolder, history: list[Row], saved_epoch: int | None) -> None:
     """Tell Ray about the epoch; rank 0 points at our own checkpoint, which Ray does not copy."""
     pointer = None
     if rank() == 0 and saved_epoch is not None:
         pointer = ray.train.Checkpoint(run.checkpoint_path(saved_epoch), run.filesystem)
     ray.train.report(
-        figures_of_last(history),
+        dict(history[-1]),
         checkpoint=pointer,
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )

@@ -1,4 +1,4 @@
-"""From a planned sweep to Ray Tune: trials are started, followed, written down and chosen from."""
+"""From a sweep's study to Ray Tune: legs are trained, followed, written down and chosen from."""
 
 import logging
 import statistics
@@ -6,16 +6,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray.tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from tqdm import tqdm
 
 from scribbleseg.report import tables
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import (
-    State,
     Trial,
     choose,
     read_trial,
@@ -31,7 +29,6 @@ from tune.trial import FAILED, Plan, run_trial
 
 STATE = "tune"
 """Folder in the sweep's for what Tune writes for itself; it is read by nobody."""
-ASHA_FACTOR = 3
 REASON_LENGTH = 300
 
 
@@ -39,56 +36,25 @@ def search(
     plan: Plan,
     study: Study,
     ledger: "Ledger",
-    scheduler: TrialScheduler,
-    num_trials: int,
     concurrent: int,
 ) -> None:
-    """Run trials until `num_trials` have ended.
+    """Run the legs of a study until none is left.
 
     Raises:
         KeyboardInterrupt: the user stopped it.
     """
     config = ray.tune.TuneConfig(
-        num_samples=num_trials,
+        # As many as the study hands out.
+        num_samples=-1,
         max_concurrent_trials=concurrent,
         search_alg=study,
-        scheduler=scheduler,
-        # One process serves many trials: a new one would spend its first seconds on imports.
+        # One process serves many legs: a new one would spend its first seconds on imports.
         reuse_actors=plan.launch.num_workers == 1,
         trial_dirname_creator=_run_name,
     )
     _fit(plan, config, {}, ledger)
-    if len(ledger.ended()) < num_trials:
+    if not study.done:
         raise KeyboardInterrupt
-
-
-def stop_early(epochs: int, grace: int | None) -> TrialScheduler:
-    """Return ASHA (arXiv 1810.05934), which stops trials that lag behind at the same epoch.
-
-    Args:
-        epochs: Length of a trial.
-        grace: Epochs before one can be stopped; None: a ninth of them.
-    """
-    grace = grace or max(1, epochs // ASHA_FACTOR**2)
-    if grace >= epochs:
-        return stop_none()
-    # Time is counted in epochs: Tune's own count starts again when a trial does. The last epoch is
-    # no rung, so that a trial ends by itself, with its last checkpoint written. Early validations
-    # jump up and down; the best so far says more about the end than the present one.
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric="best_miou",
-        mode="max",
-        max_t=cast(int, epochs - 0.5),
-        stop_last_trials=False,
-        grace_period=grace,
-        reduction_factor=ASHA_FACTOR,
-    )
-
-
-def stop_none() -> TrialScheduler:
-    """Return the scheduler that lets every trial come to its end."""
-    return FIFOScheduler()
 
 
 def confirm(
@@ -121,7 +87,8 @@ def confirm(
         reuse_actors=plan.launch.num_workers == 1,
         trial_dirname_creator=_run_name,
     )
-    _fit(plan, config, {"run": ray.tune.grid_search(names)}, Follower(len(names)))
+    legs = {"run": ray.tune.grid_search(names), "until": None}
+    _fit(plan, config, legs, Follower(len(names)))
     missing = [name for name in names if not sweep.child(name).finished()]
     if missing:
         raise RuntimeError(f"{', '.join(missing)}: not confirmed; give the same command again")
@@ -179,7 +146,7 @@ def _fit(
 
 def _trainable(plan: Plan) -> Callable[[dict[str, Any]], None]:
     def trial(config: dict[str, Any]) -> None:
-        run_trial(plan, config["run"])
+        run_trial(plan, config["run"], config["until"])
 
     return trial
 
@@ -212,85 +179,96 @@ class Follower(ray.tune.Callback):
 
 
 class Ledger(ray.tune.Callback):
-    """Writes down how every trial ends, as it ends: trial.json, trials.csv, best.json."""
+    """Writes down how far trials are when they stop or go on: trial.json, trials.csv, best.json."""
 
-    def __init__(self, sweep: RunFolder, known: Iterable[Trial], num_trials: int):
-        self.sweep = sweep
+    def __init__(self, study: Study, known: Iterable[Trial]):
+        self.study = study
+        self.sweep = study.sweep
         self.trials = {trial.number: trial for trial in known}
-        self.num_trials = num_trials
+        """Those that have had a process, as they were when they last stopped."""
+        self.num_trials = study.num_trials
         self.bar: Any = tqdm(
-            total=num_trials,
+            total=self.num_trials,
             initial=len(self.ended()),
             unit="trial",
             leave=False,
             disable=None,
         )
+        if self.trials:
+            self._write()
 
     def ended(self) -> list[Trial]:
-        """Return the trials that have ended, in order."""
+        """Return the trials that have ended, or stopped for now, in order."""
         return [self.trials[number] for number in sorted(self.trials) if self.trials[number].ended]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See Ray: the trial has got a process."""
+        """See Ray: a leg has got a process."""
         known = read_trial(self.sweep, _run_name(trial))
         assert known is not None
-        self.trials.setdefault(known.number, known)
-        self._write_table()
+        before = self.trials.get(known.number)
+        if before is None:
+            self.trials[known.number] = known
+            self._write()
+        elif before.ended:
+            self._note(replace(known, state="running"))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See Ray: the trial came to its end, was stopped early, or told why it never can end."""
-        name, reason = _run_name(trial), (trial.last_result or {}).get(FAILED)
-        if reason is not None:
-            self._end(name, "failed", str(reason))
-        else:
-            self._end(name, "finished" if self.sweep.child(name).finished() else "stopped")
+        """See Ray: a leg came to its end, or told why it never can."""
+        self._end(_run_name(trial), str((trial.last_result or {}).get(FAILED, "")))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See Ray: the trial failed more often than it is tried again."""
-        self._end(_run_name(trial), "failed", last_words(trial))
+        """See Ray: a leg failed more often than it is tried again."""
+        self._end(_run_name(trial), last_words(trial))
 
-    def _end(self, name: str, state: State, reason: str = "") -> None:
+    def _end(self, name: str, reason: str) -> None:
         trial = next(each for each in self.trials.values() if each.name == name)
-        # One that had ended before this start only told again what it knew.
-        if trial.ended:
-            return
-        trial = refresh(self.sweep, replace(trial, state=state, reason=reason))
+        # The study has heard of it first.
+        state = self.study.states[name]
+        self._note(refresh(self.sweep, replace(trial, state=state, reason=reason)))
+
+    def _note(self, trial: Trial) -> None:
         self.trials[trial.number] = trial
-        best = choose(self.ended())
+        self._write(trial)
+        self._say(trial)
+
+    def _best(self) -> Trial | None:
+        # One that goes on is as good as it was when it stopped.
+        return choose(list(self.trials.values()))
+
+    def _write(self, changed: Trial | None = None) -> None:
+        best = self._best()
         try:
-            write_trial(self.sweep, trial)
+            if changed is not None:
+                write_trial(self.sweep, changed)
             if best is not None:
                 facts = {"trial": best.number, "score": best.score}
                 write_best(self.sweep, self.sweep.child(best.name), facts)
-        except OSError as error:
-            self._warn(error)
-        self._write_table()
-        self._say(trial, best)
-
-    def _write_table(self) -> None:
-        try:
             write_table(self.sweep, [self.trials[number] for number in sorted(self.trials)])
         except OSError as error:
-            self._warn(error)
+            # What is lost is known from the runs: the next line, or the next start, mends it.
+            tqdm.write(
+                f"warning: {self.sweep.path}: could not be written: {error}", file=sys.stderr
+            )
 
-    def _warn(self, error: OSError) -> None:
-        # What is lost is known from the runs: the next trial's end, or the next start, mends it.
-        tqdm.write(f"warning: {self.sweep.path}: could not be written: {error}", file=sys.stderr)
-
-    def _say(self, trial: Trial, best: Trial | None) -> None:
-        ended = self.ended()
-        # The place of the one that ended will be taken.
-        left = seconds_left(list(self.trials.values()), self.num_trials, places_left=1)
+    def _say(self, trial: Trial) -> None:
+        ended, best = self.ended(), self._best()
+        # The place of the one that stopped will be taken.
+        places = int(trial.ended)
+        left = seconds_left(list(self.trials.values()), self.num_trials, places_left=places)
         score = "" if trial.score is None else f", mIoU {trial.score:.3f}"
         tqdm.write(
-            f"[{len(ended)}/{self.num_trials}] {trial.name} {trial.state} after {trial.epochs} "
-            f"epochs, {tables.duration(trial.seconds)}{score}"
+            f"[{len(ended)}/{self.num_trials}] {trial.name} "
+            f"{trial.state if trial.ended else 'goes on'} after {trial.epochs} "
+            f"epoch{'s' * (trial.epochs != 1)}, "
+            f"{tables.duration(trial.seconds)}{score}"
             + (f" (best {best.score:.3f}, {best.name})" if best is not None else "")
             + (f"; {trial.reason}" if trial.reason else "")
             + (f"; about {tables.duration(left)} left" if left else ""),
             file=sys.stderr,
         )
-        self.bar.update(1)
+        # A trial that goes on is no longer counted.
+        self.bar.n = len(ended)
+        self.bar.refresh()
 
 
 def last_words(trial: Any) -> str:

@@ -44,7 +44,8 @@ class SweepJob:
         default_factory=FinetuneConfig
     )
     launch: LaunchConfig = field(default_factory=lambda: LaunchConfig(max_failures=1))
-    """Hardware of one trial, and storage; a trial that was lost is tried again max_failures times.
+    """Hardware of one trial, and storage; one that was lost is tried again max_failures times, anew
+    whenever it goes on from where it stopped.
     """
     recipe: str = "cpu"
     """Recipe, or YAML file of settings, that the searched settings are put over."""
@@ -55,11 +56,13 @@ class SweepJob:
     search: Literal["tpe", "random"] = "tpe"
     """tpe: learns from the trials before; random: does not."""
     stopping: Literal["asha", "none"] = "asha"
-    """asha: trials that lag behind are stopped early (arXiv 1810.05934); none: all are trained to
-    their end.
+    """asha: trials stop early, and those among the best third of all that came as far go on (arXiv
+    1810.05934); none: all are trained to their end.
     """
     grace: int | None = None
-    """Epochs before a trial can be stopped (1 or more); None: a ninth of train.epochs."""
+    """Epochs before a trial stops for the first time (1 or more), and each next time after three
+    times as many; None: a ninth of train.epochs.
+    """
     seed: int = 0
     """Seed of the search; that of the trials is train.seed."""
     pretrained: tuple[str, ...] = ()

@@ -1,22 +1,25 @@
 """The search as Ray Tune sees it: Optuna draws, the sweep's folder remembers.
 
-Neither Optuna's study nor Tune's own state is ever read back from a file. When a sweep goes on, the
-trials in its folder are handed out again first, with the parameters that they have; each reports
-what it has behind it, and so the study and the scheduler come to know what they knew.
+Neither Optuna's study nor Tune's own state is ever read back from a file. When a sweep goes on,
+Optuna is told of the trials in its folder, with the parameters and scores that they have, and their
+validations say which rungs they have reached.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from scribbleseg.config import FinetuneConfig
+from scribbleseg.loops.steps import Row
 from scribbleseg.runs import RunFolder
-from scribbleseg.sweeps import Trial, smoothed, write_trial
+from scribbleseg.sweeps import State, Trial, smoothed, write_trial
+from tune.rungs import furthest, promotable, rung_scores
 from tune.spaces import Draws, Pretrained, Space, defaults, draw
 from tune.trial import FAILED
 
@@ -75,46 +78,87 @@ def make_search(
 
 
 class Study(Searcher):
-    """Gives every set of parameters its number and its run folder, and scores what comes back."""
+    """Hands out legs: how far each run of the sweep is to be trained next.
 
-    def __init__(self, search: OptunaSearch, sweep: RunFolder, known: Sequence[Trial]):
+    A leg leads from a run's start, or from where it stopped, to the next rung or to the run's end
+    (see `tune.rungs`), and is one trial of Tune's. First come the runs that were cut off in
+    mid-leg, then those that may go on, then new ones, until there are `num_trials`.
+
+    Optuna can be told of a run once: when it first stops, even if it goes on later. A run that goes
+    on at once is told of at its next stop. A sweep that is started again tells of all that have
+    stopped or ended as they are by then.
+    """
+
+    def __init__(
+        self,
+        search: OptunaSearch,
+        sweep: RunFolder,
+        known: Sequence[Trial],
+        rungs: Sequence[int],
+        num_trials: int,
+    ):
+        """Take in what is known; see `settle` for its states."""
         super().__init__(metric="miou", mode="max")
         self.search = search
         self.sweep = sweep
-        self.waiting = list(known)
+        self.rungs = rungs
+        self.num_trials = num_trials
         self.next_number = 1 + max((trial.number for trial in known), default=-1)
-        # By Tune's trial, then by epoch, because an attempt that is repeated reports again.
-        self.seen: dict[str, dict[int, float]] = {}
+        self.states: dict[str, State] = {}
+        """State of each run, by name."""
+        self.histories: dict[str, list[Row]] = {}
+        """Epochs of each run when it last stopped; a failed one has no part in the search."""
+        self.queue: list[str] = []
+        """Runs that have a leg to go, and wait for a place."""
+        self.live: dict[str, str] = {}
+        """The run of each trial of Tune's that has not ended."""
+        self.told: set[str] = set()
+        """Runs of which Optuna knows the score."""
+        for trial in known:
+            params = search.suggest(trial.name)
+            assert trial.params == params, f"{trial.name} has {trial.params}, Optuna gave {params}"
+            self._note(trial.name, trial.state)
+            if trial.ended:
+                self._tell(trial.name)
+            else:
+                self.queue.append(trial.name)
+        self._let_go_on()
+
+    @property
+    def done(self) -> bool:
+        """Whether no leg is left, nor on its way."""
+        return len(self.states) >= self.num_trials and not self.queue and not self.live
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return the next run: first those that are known, in their order, then new ones."""
-        params: dict[str, Any] = self.search.suggest(trial_id) or {}
-        if self.waiting:
-            trial = self.waiting.pop(0)
-            assert trial.params == params, f"{trial.name} has {trial.params}, Optuna gave {params}"
-        else:
-            trial = Trial(number=self.next_number, params=params)
-            self.next_number += 1
-            write_trial(self.sweep, trial)
-        self.seen[trial_id] = {}
-        return {"run": trial.name}
+        """Return a leg, the name of its "run" and the epoch "until" which it leads, None: the last.
 
-    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Note a validation."""
-        if "miou" in result:
-            self.seen[trial_id][int(result["epoch"])] = float(result["miou"])
+        Or None where the next one depends on those that run, or `FINISHED`.
+        """
+        if self.done:
+            # A word, which Ray's annotation does not foresee.
+            return cast(Any, Searcher.FINISHED)
+        if self.queue:
+            name = self.queue.pop(0)
+        elif len(self.states) < self.num_trials:
+            name = self._draw()
+        else:
+            return None
+        self.live[trial_id] = name
+        rung = len(rung_scores(self.histories[name], self.rungs))
+        return {"run": name, "until": self.rungs[rung] if rung < len(self.rungs) else None}
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna the trial's score; a failed one has none."""
-        result = result or {}
-        self.on_trial_result(trial_id, result)
-        seen = self.seen.pop(trial_id)
-        score = smoothed([{"miou": value} for _, value in sorted(seen.items())])
-        failed = error or FAILED in result
-        told = None if failed or score is None else {"miou": score}
-        self.search.on_trial_complete(trial_id, told, error=failed)
+        """Take in how a leg ended, and decide who goes on."""
+        name = self.live.pop(trial_id)
+        if error or FAILED in (result or {}):
+            self._note(name, "failed")
+        else:
+            self._note(name, "finished" if self.sweep.child(name).finished() else "stopped")
+        self._let_go_on()
+        if self.states[name] != "running":
+            self._tell(name)
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing worth reading: the sweep's folder is what a sweep goes on from."""
@@ -122,3 +166,68 @@ class Study(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Read nothing, see `save`."""
+
+    def _draw(self) -> str:
+        name = Trial(number=self.next_number).name
+        params: dict[str, Any] = self.search.suggest(name) or {}
+        write_trial(self.sweep, Trial(number=self.next_number, params=params))
+        self.next_number += 1
+        self.states[name], self.histories[name] = "running", []
+        return name
+
+    def _note(self, name: str, state: State) -> None:
+        self.states[name] = state
+        self.histories[name] = [] if state == "failed" else saved_history(self.sweep.child(name))
+
+    def _let_go_on(self) -> None:
+        """Give those that may go on another leg."""
+        scores = {name: rung_scores(rows, self.rungs) for name, rows in self.histories.items()}
+        waiting = [name for name, state in self.states.items() if state == "stopped"]
+        names = promotable(scores, waiting)
+        if not names and self.done and "finished" not in self.states.values():
+            names = furthest(scores, waiting)
+        for name in names:
+            self.states[name] = "running"
+        self.queue += names
+
+    def _tell(self, name: str) -> None:
+        """Tell Optuna a run's score; a failed one has none."""
+        if name in self.told:
+            return
+        self.told.add(name)
+        score = smoothed(self.histories[name])
+        result = None if score is None else {"miou": score}
+        self.search.on_trial_complete(name, result, error=self.states[name] == "failed")
+
+
+def saved_history(run: RunFolder) -> list[Row]:
+    """Return the epochs of a run that it would go on after: those up to its last checkpoint."""
+    last = run.last() or 0
+    return [row for row in run.read_metrics() if row["epoch"] <= last]
+
+
+def settle(sweep: RunFolder, known: Sequence[Trial], rungs: Sequence[int]) -> list[Trial]:
+    """Return trials with the states that their runs tell of, and write those that differ.
+
+    A driver that was killed could not write how the last legs ended. A run that is neither at its
+    end nor at a rung was cut off: it is "running", and will go on.
+
+    Raises:
+        OSError: a trial's file cannot be written.
+    """
+    settled = [
+        replace(trial, state=_state(sweep.child(trial.name), trial, rungs)) for trial in known
+    ]
+    for before, trial in zip(known, settled, strict=True):
+        if trial != before:
+            write_trial(sweep, trial)
+    return settled
+
+
+def _state(run: RunFolder, trial: Trial, rungs: Sequence[int]) -> State:
+    if trial.state == "failed":
+        return "failed"
+    if run.finished():
+        return "finished"
+    history = saved_history(run)
+    return "stopped" if history and history[-1]["epoch"] in rungs else "running"

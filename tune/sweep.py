@@ -2,8 +2,9 @@
 
 - Every trial is a fine-tuning run with a run folder under STORAGE/NAME; see `scribbleseg.sweeps`
   for the sweep's own files. Status, pull and report need these alone.
-- Optuna's multivariate TPE draws; ASHA stops trials that lag behind the others
-  at the same epoch. The first trial has the recipe's own settings.
+- Optuna's multivariate TPE draws; by ASHA a trial stops after a few epochs, and goes on only while
+  it is among the best third of those that came as far. The first trial has the recipe's own
+  settings.
 - A trial is chosen by the mean of three consecutive validations, not by its luckiest one; --confirm
   trains the best again over seeds that the search did not see, and the recipe's own settings with
   them; the winner is by mean, and its gain is given with an interval.
@@ -36,6 +37,7 @@ from train.launch import (
 )
 from tune.comparison import paired_difference, score_all
 from tune.request import PROG, Sweep, plan_hardware, prepare
+from tune.rungs import rung_epochs
 from tune.spaces import SPACES, defaults
 
 # Environment variables that Ray Tune reads; the user's own are never overwritten.
@@ -126,8 +128,8 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
         f"{resources.gpus} GPU"
     )
     # Imported here because they bring Ray Tune, which `--help` does without.
-    from tune.carrier import Ledger, confirm, search, stop_early, stop_none
-    from tune.study import Study, make_search
+    from tune.carrier import Ledger, confirm, search
+    from tune.study import Study, make_search, settle
     from tune.trial import Plan
 
     plan = Plan(
@@ -143,15 +145,15 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
         ),
         resources=resources,
     )
-    ledger = Ledger(sweep.folder, known, job.num_trials)
-    if len(ledger.ended()) < job.num_trials:
-        drawn = make_search(
-            sweep.space, job.config, sweep.pretrained, known, kind=job.search, seed=job.seed
-        )
-        epochs = job.config.train.epochs
-        scheduler = stop_early(epochs, job.grace) if job.stopping == "asha" else stop_none()
-        study = Study(drawn, sweep.folder, known)
-        search(plan, study, ledger, scheduler, job.num_trials, concurrent)
+    rungs = rung_epochs(job.config.train, job.grace) if job.stopping == "asha" else ()
+    known = settle(sweep.folder, known, rungs)
+    drawn = make_search(
+        sweep.space, job.config, sweep.pretrained, known, kind=job.search, seed=job.seed
+    )
+    study = Study(drawn, sweep.folder, known, rungs, job.num_trials)
+    ledger = Ledger(study, known)
+    if not study.done:
+        search(plan, study, ledger, concurrent)
     confirmed: list[dict[str, Any]] = []
     num_confirmed, num_seeds = job.repeats
     chosen = rank(ledger.ended())[:num_confirmed]

@@ -18,7 +18,7 @@ from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import Trial, read_trial
 from train.launch import LaunchConfig, Resources, launch_job
 from train.progress import Board
-from train.worker import assemble_finetune, figures_of_last, train_run, train_worker
+from train.worker import assemble_finetune, train_run, train_worker
 from tune.spaces import apply
 
 FAILED = "failed"
@@ -41,32 +41,24 @@ class Plan:
     """What each of its workers has."""
 
 
-def run_trial(plan: Plan, name: str) -> None:
-    """Train a run of the sweep to its end, or to where the scheduler stops it.
+def run_trial(plan: Plan, name: str, until: int | None) -> None:
+    """Train a run of the sweep, from where it is to the end of an epoch; None: to its own end.
 
-    Every validation is reported. What the run has behind it is reported first, so that search and
-    scheduler, which know nothing when a sweep goes on after its driver was lost, hear it as if it
-    happened now.
+    Every validation is reported, and why the run can never succeed.
     """
     sweep = RunFolder.open(plan.sweep)
     run, trial = sweep.child(name), read_trial(sweep, name)
     assert trial is not None, f"{name} was not announced"
-    last = run.last() or 0
-    history = [row for row in run.read_metrics() if row["epoch"] <= last]
-    for number in range(1, len(history) + 1):
-        _report(run, history[:number], last)
-    if trial.state == "failed":
-        ray.tune.report({FAILED: trial.reason})
-    if trial.ended or run.finished():
+    if run.finished():
         return
     try:
-        _train(plan, trial, run)
+        _train(plan, trial, run, until)
     # Nothing that a second attempt could mend, so Tune is not given a reason for one.
     except (DivergedError, InputError) as error:
         ray.tune.report({FAILED: str(error)})
 
 
-def _train(plan: Plan, trial: Trial, run: RunFolder) -> None:
+def _train(plan: Plan, trial: Trial, run: RunFolder, until: int | None) -> None:
     config = apply(from_dict(FinetuneConfig, plan.base), trial.params)
     if trial.seed is not None:
         config = replace(config, train=replace(config.train, seed=trial.seed))
@@ -76,6 +68,7 @@ def _train(plan: Plan, trial: Trial, run: RunFolder) -> None:
         "git_commit": plan.git_commit,
         "storage": plan.sweep,
         "name": run.name,
+        "until": until,
     }
     if plan.launch.num_workers > 1:
         launch_job(train_worker, payload, plan.launch, run, callbacks=[TuneReportCallback()])
@@ -87,4 +80,4 @@ def _train(plan: Plan, trial: Trial, run: RunFolder) -> None:
 def _report(run: RunFolder, history: list[Row], saved_epoch: int | None) -> None:
     """Tell Tune about the last epoch, if it was validated; its checkpoint stays where it is."""
     if "miou" in history[-1]:
-        ray.tune.report(figures_of_last(history))
+        ray.tune.report(dict(history[-1]))

@@ -353,8 +353,9 @@ def fit(
     device: torch.device,
     precision: torch.dtype | None,
     notice: Callable[[], bool] = no_notice,
+    until: int | None = None,
 ) -> Generator[Event]:
-    """Pretrain from `state` to the end of the run; see `run_steps` for the events.
+    """Pretrain from `state` to the end of the run, or of an epoch; see `run_steps` for the events.
 
     Args:
         state: Changed in place.
@@ -363,6 +364,7 @@ def fit(
         device: Where the networks are.
         precision: Autocast dtype; None computes in float32.
         notice: See `run_steps`.
+        until: See `run_steps`.
 
     Raises:
         DivergedError: the loss became NaN or infinite, or, with `dino.stop_on_collapse`, training
@@ -418,4 +420,5 @@ def fit(
         take_step=take_step,
         finish_epoch=finish_epoch,
         notice=notice,
+        until=until,
     )

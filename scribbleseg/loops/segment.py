@@ -120,8 +120,9 @@ def fit(
     device: torch.device,
     precision: torch.dtype | None,
     notice: Callable[[], bool] = no_notice,
+    until: int | None = None,
 ) -> Generator[Event]:
-    """Train from `state` to the end of the run; see `run_steps` for the events.
+    """Train from `state` to the end of the run, or of the epoch `until`; see `run_steps`.
 
     Raises:
         DivergedError: the loss became NaN or infinite.
@@ -161,4 +162,5 @@ def fit(
         take_step=take_step,
         finish_epoch=finish_epoch,
         notice=notice,
+        until=until,
     )

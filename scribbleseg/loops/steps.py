@@ -5,6 +5,7 @@ worker, a Tune trial, a plain loop) sees the same events in the same order on ev
 them.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
@@ -228,12 +229,13 @@ def run_steps(
     take_step: Callable[[Batch], dict[str, Tensor]],
     finish_epoch: Callable[[Row, bool], str | None],
     notice: Callable[[], bool],
+    until: int | None,
 ) -> Generator[Event]:
-    """Take all remaining steps of a run, yielding the same events on every rank.
+    """Take the remaining steps of a run, yielding the same events on every rank.
 
-    Per step `StepDone`; per validated epoch `SaveDue`, then `EpochDone`; within long epochs
-    `SaveDue` every `train.save_minutes` and every `train.save_steps`, and when a rank has notice
-    that its machine will go.
+    Per step `StepDone`; per epoch `EpochDone`, and just before it `SaveDue` if the epoch was
+    validated or is the last one; within long epochs `SaveDue` every `train.save_minutes` and every
+    `train.save_steps`, and when a rank has notice that its machine will go.
 
     Args:
         progress: Counters of the run, changed in place.
@@ -248,17 +250,20 @@ def run_steps(
             validates if told to; may return a warning.
         notice: Says whether this rank's machine will soon be taken away, once per notice; asked
             between steps, at the same steps on every rank.
+        until: Epoch to end after; None: that of the run's end.
 
     Raises:
         DivergedError: the loss became NaN or infinite.
     """
+    last = config.epochs if until is None else min(until, config.epochs)
+    num_left = max(0, last * plan.steps_per_epoch - progress.step)
     watch = LossWatch(finite=torch.ones((), dtype=torch.bool, device=device))
     waits = Waits(gradients=network.waited if isinstance(network, DataParallel) else None)
     began = time.perf_counter() - progress.epoch_seconds
     checks = Checks(progress.step, config, device, notice)
     ready = time.perf_counter()
     idle = moment(device)
-    for batch in batches:
+    for batch in itertools.islice(batches, num_left):
         arrived = time.perf_counter()
         waits.data.add(idle, moment(device))
         epoch = progress.step // plan.steps_per_epoch + 1
@@ -294,11 +299,11 @@ def run_steps(
             progress.sums = {}
             progress.epoch_seconds = 0.0
             began = time.perf_counter()
-            if validated:
+            if validated or epoch == last:
                 checks.saved = began
-                yield SaveDue(epoch=epoch, final=epoch == config.epochs)
+                yield SaveDue(epoch=epoch, final=epoch == last)
             yield EpochDone(epoch=epoch, metrics=row, warning=warning)
-        saved = epoch_ended and config.validates(epoch)
+        saved = epoch_ended and (config.validates(epoch) or epoch == last)
         if not saved and checks.due(progress.step) and checks.agree_to_save(progress.step):
             progress.even_out()
             checks.saved = time.perf_counter()

@@ -190,6 +190,27 @@ def test_an_epoch_that_is_not_validated_may_end_with_such_a_checkpoint(tiny_data
     assert same(run(config, state, data)[1], saved)
 
 
+def test_a_run_that_ends_in_between_goes_on_as_if_it_had_not(tiny_data):
+    config = settings(tiny_data, train__epochs=4, train__validate_every=2)
+    _, undisturbed = run(config, *start(config))
+    kinds, saved = [], None
+    # The first ends where nothing is validated; nothing is left to the third; the last is the end.
+    for until in (1, 2, 2, None):
+        state, data = start(config)
+        if saved is not None:
+            state.load_dict(saved)
+        events = []
+        for event in fit(state, data, config, device=CPU, precision=None, until=until):
+            events.append(event)
+            if isinstance(event, SaveDue):
+                saved = copy.deepcopy(state.to_dict())
+        kinds.append("".join(type(event).__name__[:2] for event in events))
+        finals = [event.final for event in events if isinstance(event, SaveDue)]
+        assert finals == [True] * len(finals)
+    assert kinds == ["StStSaEp", "StStSaEp", "", "StStEpStStSaEp"]
+    assert same(undisturbed, saved)
+
+
 def test_a_notice_that_the_machine_will_go_saves_at_once(tiny_data, monkeypatch):
     # However slow a busy machine makes the steps.
     monkeypatch.setattr("scribbleseg.loops.steps.SECONDS_BETWEEN_CHECKS", 1e9)

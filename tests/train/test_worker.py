@@ -1,4 +1,4 @@
-"""What a worker records of its run, on a disk that is full for a while."""
+"""What a worker records of its run: of one that ends in between, and on a full disk."""
 
 import threading
 import time
@@ -6,15 +6,47 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scribbleseg.checkpoint import read_trainer
+from scribbleseg.config import to_dict
 from scribbleseg.loops.steps import EpochDone
 from scribbleseg.runs import RunFolder
 from tests.conftest import disk_full_after
-from train.worker import RunRecord
+from tests.loops.test_segment import same, settings
+from train.progress import Board
+from train.worker import RunRecord, assemble_finetune, train_run
 
 
 @pytest.fixture
 def run(tmp_path):
     return RunFolder.at(str(tmp_path), "run")
+
+
+def test_a_run_that_ends_in_between_is_not_finished_and_goes_on(tiny_data, tmp_path):
+    config = settings(tiny_data, train__epochs=3, train__keep=3)
+
+    def go(name, **until):
+        payload = {
+            "config": to_dict(config), "recipe": "cpu", "git_commit": None, "board": Board(),
+            "storage": str(tmp_path), "name": name, "cpus": 1, "gpus": 0,
+        }  # fmt: skip
+        reported = []
+        train_run(
+            payload | until,
+            assemble_finetune,
+            lambda run, history, saved: reported.append((history[-1]["epoch"], saved)),
+        )
+        return RunFolder.at(str(tmp_path), name), [epoch for epoch, _ in reported]
+
+    whole, _ = go("whole")
+    for until, epochs, reported in ((1, [1], [1]), (1, [1], []), (2, [1, 2], [2])):
+        run, told = go("legs", until=until)
+        assert told == reported and not run.finished()
+        assert run.checkpoints(hashed=True) == epochs
+        assert [row["epoch"] for row in run.read_metrics()] == epochs
+    run, told = go("legs", until=None)
+    assert told == [3] and run.finished() and whole.finished()
+    trainers = [read_trainer(each.fetch(3, tmp_path / each.name / "got")) for each in (whole, run)]
+    assert same(*trainers)
 
 
 # TensorBoard's writing thread says why it ends.

@@ -7,28 +7,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
-from ray.tune.schedulers import TrialScheduler
 
 from scribbleseg.checkpoint import verify
 from scribbleseg.cli import exit_status, run_line
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
-from scribbleseg.sweeps import Trial, read_trials, smoothed
+from scribbleseg.sweeps import read_trials
 from tests.train.test_finetune import wait_for
 from train.launch import LaunchConfig, Resources
-from train.recipes import RECIPES
-from tune.carrier import stop_early, stop_none
 from tune.request import SweepJob, plan_hardware
 from tune.spaces import SPACES
-from tune.study import Study, make_search
 from tune.sweep import main
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = RECIPES["cpu"]()
 
 
 def command(data, storage, *arguments):
@@ -108,107 +102,24 @@ def test_a_trial_that_can_never_be_placed_is_an_error_with_numbers():
     assert plan_hardware(job, [(4, 0)], can_grow=True) == (Resources(cpus=2, gpus=0), 24)
 
 
-def stopped_at(scheduler, curves):
-    """Feed curves to a scheduler one by one; return the epochs at which it stopped them."""
-    ends = []
-    for number, curve in enumerate(curves):
-        trial = SimpleNamespace(trial_id=str(number))
-        scheduler.on_trial_add(None, trial)
-        for epoch, miou in enumerate(curve, start=1):
-            row = {"epoch": epoch, "best_miou": miou}
-            if scheduler.on_trial_result(None, trial, row) == TrialScheduler.STOP:
-                break
-        ends.append(epoch)
-    return ends
-
-
-def test_trials_that_lag_behind_are_stopped_and_none_at_its_last_epoch():
-    good, bad = [0.5] * 9, [0.1] * 9
-    assert stopped_at(stop_early(9, None), [good, bad, good, bad]) == [9, 1, 9, 1]
-    assert stopped_at(stop_early(9, 3), [good, bad]) == [9, 3]
-    # Behind from the sixth epoch on: after the last rung, which is 3, a trial comes to its end.
-    assert stopped_at(stop_early(9, None), [good, [0.5] * 5 + [0.1] * 4]) == [9, 9]
-    assert stopped_at(stop_early(1, None), [[0.5], [0.1]]) == [1, 1]
-    assert stopped_at(stop_none(), [good, bad]) == [9, 9]
-
-
-def make_study(sweep, known=(), kind="tpe"):
-    search = make_search(SPACES["core"], BASE, [], known, kind=kind, seed=0)
-    return Study(search, sweep, known)
-
-
-def test_the_first_trial_has_the_recipes_own_settings(tmp_path):
-    folder = RunFolder.at(str(tmp_path), "s")
-    assert make_study(folder).suggest("a") == {"run": "trial_0000"}
-    [trial] = read_trials(folder)
-    assert trial.params == {
-        "model.architecture": "unet", "optim.learning_rate": 2e-3, "augment.strength": 0.5
-    }  # fmt: skip
-
-
-def test_a_study_that_goes_on_hands_out_what_it_knows_and_then_something_else(tmp_path):
-    folder = RunFolder.at(str(tmp_path), "s")
-    study = make_study(folder)
-    for name in "abc":
-        study.suggest(name)
-    known = read_trials(folder)
-    again = make_study(folder, known)
-    names = [again.suggest(name) for name in "abcd"]
-    assert names == [{"run": f"trial_000{number}"} for number in range(4)]
-    trials = read_trials(folder)
-    assert trials[:3] == known and trials[3].params not in [trial.params for trial in known]
-
-
-def test_optuna_hears_the_smoothed_score_whatever_is_reported_twice(tmp_path):
-    study = make_study(RunFolder.at(str(tmp_path), "s"))
-    mious = [0.2, 0.6, 0.5, 0.7, 0.3]
-    study.suggest("a")
-    for epoch in (1, 2, 1, 2, 3, 4):
-        study.on_trial_result("a", {"epoch": epoch, "miou": mious[epoch - 1]})
-    study.on_trial_complete("a", {"epoch": 5, "miou": mious[4]})
-    study.suggest("b")
-    study.on_trial_result("b", {"epoch": 1, "miou": 0.9})
-    study.on_trial_complete("b", {"failed": "diverged"})
-    one, other = study.search._ot_study.trials
-    assert one.value == smoothed([{"miou": miou} for miou in mious]) == pytest.approx(0.6)
-    assert other.state.name == "FAIL" and other.value is None
-
-
-def test_the_sampler_learns_what_a_study_knew_before(tmp_path):
-    """Where the learning rate alone decides, TPE draws near the good ones; random does not."""
-    distances = {}
-    for kind in ("tpe", "random"):
-        folder = RunFolder.at(str(tmp_path), kind)
-        known = [
-            Trial(number=n, params={"model.architecture": "unet", "augment.strength": 0.5,
-                                    "optim.learning_rate": 3e-4 * (10 / 0.3) ** (n / 19)})
-            for n in range(20)
-        ]  # fmt: skip
-        study = make_study(folder, known, kind)
-        drawn = []
-        for number in range(36):
-            name = f"tune{number}"
-            study.suggest(name)
-            trial = known[number] if number < len(known) else read_trials(folder)[-1]
-            distance = abs(trial.params["optim.learning_rate"] - 1e-3)
-            if number >= len(known):
-                drawn.append(distance)
-            study.on_trial_complete(name, {"epoch": 1, "miou": 1 - 100 * distance})
-        distances[kind] = sorted(drawn)[8]
-    assert distances["tpe"] < distances["random"] / 2
-
-
 def test_a_sweep_from_command_line_to_the_best_checkpoint(tiny_data, tmp_path, capsys):
-    done = sweep(tiny_data, tmp_path, "--num-trials=3", "--stopping=none", "--confirm=1x2")
+    done = sweep(tiny_data, tmp_path, "--num-trials=3", "--confirm=1x2")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "[3/3] trial_000" in done.stderr
     folder = RunFolder.at(str(tmp_path), "s")
     trials = read_trials(folder)
-    assert [trial.state for trial in trials] == ["finished"] * 3
+    # All come to the rung, one epoch, and the best of the three to its end.
+    assert sorted(trial.state for trial in trials) == ["finished", "stopped", "stopped"]
     assert [int(row["number"]) for row in table(tmp_path)] == [0, 1, 2]
+    first = {trial.number: folder.child(trial.name).read_metrics()[0]["miou"] for trial in trials}
+    [ended] = [trial.number for trial in trials if trial.state == "finished"]
+    assert ended == max(first, key=first.__getitem__)
+    assert f"trial_000{ended} finished after 2 epochs" in done.stderr
     for trial in trials:
         run = folder.child(trial.name)
-        assert [row["epoch"] for row in run.read_metrics()] == [1, 2]
+        epochs = [1, 2] if trial.state == "finished" else [1]
+        assert [row["epoch"] for row in run.read_metrics()] == epochs
+        assert run.last() == epochs[-1] and run.finished() == (trial.state == "finished")
         assert float(table(tmp_path)[trial.number]["score"]) == trial.score
         config = (run.read_json("run.json") or {})["config"]
         assert config["optim"]["learning_rate"] == trial.params["optim.learning_rate"]
@@ -233,9 +144,9 @@ def test_a_sweep_from_command_line_to_the_best_checkpoint(tiny_data, tmp_path, c
     shown = float(capsys.readouterr().out.split("mIoU")[1].split()[0])
     assert shown == pytest.approx(best["value"], abs=0.02)
 
-    again = sweep(tiny_data, tmp_path, "--num-trials=3", "--stopping=none", "--confirm=1x2")
+    again = sweep(tiny_data, tmp_path, "--num-trials=3", "--confirm=1x2")
     assert again.returncode == 0 and "is finished" in again.stdout
-    other = sweep(tiny_data, tmp_path, "--num-trials=3", "--stopping=none", "--seed=1")
+    other = sweep(tiny_data, tmp_path, "--num-trials=3", "--seed=1")
     assert other.returncode == 2 and other.stderr.count("\n") == 1
     assert "a sweep of another seed" in other.stderr
 
@@ -300,6 +211,43 @@ def test_a_killed_driver_repeats_no_finished_trial_and_the_table_is_whole(tiny_d
 
 
 @pytest.mark.slow
+def test_a_killed_driver_costs_no_trial_its_place_on_the_rungs(tiny_data, tmp_path):
+    settings = ("--num-trials=9", "--train.epochs=12", "--max-concurrent=2")
+    driver = start(tiny_data, tmp_path, *settings)
+    folder = RunFolder.at(str(tmp_path), "s")
+
+    def has_come_far():
+        return any(trial.epochs > 3 for trial in read_trials(folder))
+
+    wait_for(has_come_far, driver)
+    processes = family(driver)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    driver.stderr.close()
+    psutil.wait_procs(processes, timeout=60)
+    before = read_trials(folder)
+
+    done = sweep(tiny_data, tmp_path, *settings)
+    assert done.returncode == 0, done.stderr
+    after = read_trials(folder)
+    assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]
+    assert len(after) == 9 and {trial.state for trial in after} <= {"finished", "stopped"}
+    for trial in after:
+        assert trial.epochs in ((12,) if trial.state == "finished" else (1, 3, 9))
+        rows = folder.child(trial.name).read_metrics()
+        assert [row["epoch"] for row in rows] == list(range(1, trial.epochs + 1))
+    # The best third of a rung has gone on, whenever the last of them came.
+    for rung in (1, 3, 9):
+        reached = [trial for trial in after if trial.epochs >= rung]
+        gone_on = [trial for trial in after if trial.epochs > rung]
+        assert len(gone_on) >= len(reached) // 3
+    assert any(trial.state == "finished" for trial in after)
+    assert [(int(row["epochs"]), row["state"]) for row in table(tmp_path)] == [
+        (trial.epochs, trial.state) for trial in after
+    ]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_killed_worker_costs_no_other_trial(tiny_data, tmp_path, retries):
     settings = ("--num-trials=6", f"--launch.max-failures={retries}", *LONGER)
@@ -344,6 +292,10 @@ def test_trials_of_two_workers_go_through_ray_train(tiny_data, tmp_path):
                  "--train.validate-every=2", "--train.epochs=3")  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = RunFolder.at(str(tmp_path), "s")
-    for trial in read_trials(folder):
-        record = folder.child(trial.name).read_json("run.json") or {}
-        assert trial.state == "finished" and record["world_size"] == 2
+    trials = read_trials(folder)
+    # None of two is among the best third of them, but one has to finish.
+    assert sorted((trial.state, trial.epochs) for trial in trials) == [
+        ("finished", 3), ("stopped", 2)
+    ]  # fmt: skip
+    for trial in trials:
+        assert (folder.child(trial.name).read_json("run.json") or {})["world_size"] == 2
