@@ -123,9 +123,8 @@ def prepare(arguments: Sequence[str]) -> Sweep:
         RECIPES,
         FinetuneConfig(),
     )
-    # A trial has one core as a rule: a loader of its own would only compete for it. Only the best
-    # checkpoint of a trial is ever asked for, and the last to go on from.
-    base = override(base, {"data.num_workers": 0, "train.keep": 1} | SETTINGS.get(name, {}))
+    # Only the best checkpoint of a trial is ever asked for, and the last to go on from.
+    base = override(base, {"train.keep": 1} | SETTINGS.get(name, {}))
     job: SweepJob = parse_arguments(
         SweepJob, options, default=SweepJob(config=base, recipe=recipe), prog=f"{PROG} {name}"
     )
