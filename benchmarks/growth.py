@@ -22,10 +22,10 @@ import torch
 import torch.multiprocessing as mp
 
 from benchmarks.measure import in_new_process, machine, status_mb
-from scribbleseg.checkpoint import write_bytes
 from scribbleseg.cli import exit_status
 from scribbleseg.config import override, parse_arguments
 from scribbleseg.loops.batches import open_data
+from scribbleseg.manifest import write_bytes
 from train.recipes import cpu
 
 SIDE = 96

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from scribbleseg.checkpoint import write_bytes
 from scribbleseg.datasets.scenes import ScenePaths
 from scribbleseg.device import find_device, pick_device, prepare_cpu
 from scribbleseg.evaluate import list_scored
+from scribbleseg.manifest import write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,10 @@ from pathlib import Path
 
 import psutil
 
-from scribbleseg.checkpoint import read_model, write_manifest, write_model
+from scribbleseg.checkpoint import read_model, write_model
 from scribbleseg.cli import exit_status
 from scribbleseg.config import FinetuneConfig, PredictConfig, parse_arguments
+from scribbleseg.manifest import write_manifest
 from scribbleseg.runs import find_checkpoint
 
 BOUNDARY = "-----boundary-of-the-parts"

@@ -15,16 +15,12 @@ Readers trust nothing: whatever a folder holds, they return a checkpoint or rais
 
 import dataclasses
 import fnmatch
-import hashlib
 import importlib.metadata
 import io
-import json
-import os
 import pickle
-import reprlib
 import sys
 import zipfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -35,23 +31,28 @@ from torch import Tensor, nn
 
 from scribbleseg.config import FinetuneConfig, PretrainConfig, flatten, from_dict, to_dict
 from scribbleseg.errors import InputError
-
-FORMAT = 1
-"""Layout of the folder; a reader refuses every other number."""
-MODEL = "model.safetensors"
-CONFIG = "config.json"
-TRAINER = "trainer.pt"
-MANIFEST = "manifest.json"
-BEST = "best.json"
-RELEASED = Path(__file__).parent / "released"
-"""Folder of the checkpoints that ship with the package."""
+from scribbleseg.manifest import (
+    CONFIG,
+    FORMAT,
+    MANIFEST,
+    MODEL,
+    TRAINER,
+    one_line,
+    parse_json,
+    read_small,
+    require_format,
+    require_whole,
+    shown,
+    to_json,
+    write_bytes,
+    write_manifest,
+)
 
 # What a checkpoint is of, and the settings of the runs that write such ones.
 _KINDS: dict[str, type[FinetuneConfig | PretrainConfig]] = {
     "segmentation": FinetuneConfig,
     "dino": PretrainConfig,
 }
-_MAX_JSON_BYTES = 1_000_000
 _MAX_NAMES_SHOWN = 5
 
 
@@ -65,16 +66,6 @@ class Checkpoint:
     """State of the segmentation network, or of the pretrained encoder; on the CPU."""
     metrics: dict[str, float | int]
     """Validation figures at that moment; may be empty."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileStamp:
-    """What a manifest says of one file."""
-
-    size: int
-    """Bytes."""
-    sha256: str
-    """Digest of the content, 64 hexadecimal digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,75 +144,8 @@ def write_trainer(folder: Path, state: Mapping[str, Any]) -> None:
     try:
         torch.load(buffer, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"the training state is not plain: {_one_line(error)}") from None
+        raise ValueError(f"the training state is not plain: {one_line(error)}") from None
     write_bytes(folder / TRAINER, buffer.getbuffer())
-
-
-def write_manifest(folder: Path) -> None:
-    """Write the size and sha256 of every file in the folder; done last, it makes a checkpoint.
-
-    Raises:
-        OSError: a file cannot be read, or the manifest cannot be written.
-    """
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != MANIFEST
-    }
-    write_bytes(folder / MANIFEST, to_json({"format": FORMAT, "files": files}))
-
-
-def parse_manifest(text: str | bytes, where: str) -> dict[str, FileStamp]:
-    """Return what a manifest says of each file.
-
-    Args:
-        text: content of manifest.json.
-        where: its path, for the error.
-
-    Raises:
-        InputError: not a manifest, one of another format number, or one with unsafe file names.
-    """
-    tree = parse_json(text, where)
-    _require_format(tree, where)
-    files = tree.get("files")
-    if not isinstance(files, dict) or not files:
-        raise InputError(f"{where}: lists no files, expected a name, size and sha256 of each")
-    stamps: dict[str, FileStamp] = {}
-    for name, entry in cast(dict[str, Any], files).items():
-        match entry:
-            case {"size": int(size), "sha256": str(digest)} if is_plain_name(name):
-                stamps[name] = FileStamp(size=size, sha256=digest)
-            case _:
-                raise InputError(
-                    f"{where}: entry {_shown(name)} is not a plain file name with size and sha256"
-                )
-    return stamps
-
-
-def verify(folder: Path, *, hashed: Collection[str] | None = None) -> list[str]:
-    """Hold a folder against its manifest.
-
-    Args:
-        folder: the checkpoint folder.
-        hashed: files whose content is compared too; None: all. Sizes always are.
-
-    Returns:
-        One line per fault; an empty list means that the checkpoint is whole.
-    """
-    try:
-        stamps = _read_manifest(folder)
-    except InputError as error:
-        return [str(error)]
-    faults: list[str] = []
-    for name, stamp in stamps.items():
-        path = folder / name
-        if not path.is_file():
-            faults.append(f"{path}: missing, although the manifest lists it")
-        elif path.stat().st_size != stamp.size:
-            faults.append(f"{path}: {path.stat().st_size} bytes, the manifest says {stamp.size}")
-        elif (hashed is None or name in hashed) and _sha256(path) != stamp.sha256:
-            faults.append(f"{path}: its content does not match the manifest's sha256")
-    return faults
 
 
 def read_model(folder: Path) -> Checkpoint:
@@ -230,13 +154,13 @@ def read_model(folder: Path) -> Checkpoint:
     Raises:
         InputError: not a checkpoint folder, not whole, of another format number, or damaged.
     """
-    _require_whole(folder, MODEL, CONFIG)
+    require_whole(folder, MODEL, CONFIG)
     path = folder / CONFIG
-    tree = parse_json(_read_small(path), str(path))
-    _require_format(tree, str(path))
+    tree = parse_json(read_small(path), str(path))
+    require_format(tree, str(path))
     kind = tree.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise InputError(f"{path}: kind is {_shown(kind)}, expected {' or '.join(_KINDS)}")
+        raise InputError(f"{path}: kind is {shown(kind)}, expected {' or '.join(_KINDS)}")
     return Checkpoint(
         config=_parse_config(tree.get("config"), _KINDS[kind], path),
         weights=_read_weights(folder / MODEL),
@@ -278,14 +202,14 @@ def read_trainer(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: not a checkpoint folder, not whole, or damaged.
     """
-    _require_whole(folder, TRAINER)
+    require_whole(folder, TRAINER)
     path = folder / TRAINER
     try:
         _require_stored(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # A hostile archive reaches code that raises nearly anything.
         raise InputError(
-            f"{path}: not a training state of scribbleseg ({_one_line(error)})"
+            f"{path}: not a training state of scribbleseg ({one_line(error)})"
         ) from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds {type(state).__name__}, expected a training state")
@@ -336,164 +260,12 @@ def transfer(
     return report
 
 
-def resolve(reference: str) -> Path:
-    """Find the checkpoint folder that a user means.
-
-    Args:
-        reference: a checkpoint folder, a run or sweep folder (its best checkpoint is taken), or
-            `released:NAME`. Local only: `runs.find_checkpoint` takes URIs as well.
-
-    Raises:
-        InputError: nothing of the kind is there.
-    """
-    if reference.startswith("released:"):
-        return _resolve_released(reference.removeprefix("released:"))
-    if "://" in reference:
-        raise InputError(f"{reference}: on remote storage; fetch it with `scribbleseg pull` first")
-    folder = Path(reference).expanduser()
-    if not folder.is_dir():
-        raise InputError(
-            f"{reference}: no such folder; expected a checkpoint, a run, or released:NAME"
-        )
-    if (folder / MANIFEST).is_file():
-        return folder
-    if not (folder / BEST).is_file():
-        raise InputError(
-            f"{reference}: holds neither {MANIFEST} nor {BEST}; expected a checkpoint folder, "
-            "or a run that has saved its best checkpoint"
-        )
-    return folder / best_location(_read_small(folder / BEST), str(folder / BEST))
-
-
-def best_location(text: str | bytes, where: str) -> str:
-    """Return where a best.json points: a path below its own folder, with forward slashes.
-
-    A run's names a `checkpoint`; a sweep's also names the `run` that holds it.
-
-    Args:
-        text: content of best.json.
-        where: its path, for the error.
-
-    Raises:
-        InputError: not a best.json, or one that points outside its folder.
-    """
-    tree = parse_json(text, where)
-    parts = [tree[key] for key in ("run", "checkpoint") if key in tree]
-    if "checkpoint" not in tree or not all(map(is_plain_name, parts)):
-        raise InputError(f"{where}: does not name a checkpoint folder; expected 'checkpoint': NAME")
-    return "/".join(parts)
-
-
-def is_plain_name(name: object) -> bool:
-    """Say whether a name is one file or folder, and nowhere else: no separators, no "..", no drive.
-
-    Hidden names are refused too, since nothing in a checkpoint or run that others read is hidden.
-    """
-    if not isinstance(name, str) or not 0 < len(name) <= 255 or name.startswith("."):
-        return False
-    return name.isprintable() and not set(name) & set('/\\:*?"<>|')
-
-
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all: under a temporary name, then renamed.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind and an older file stays.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def to_json(tree: Mapping[str, Any], *, indent: int | None = 2) -> bytes:
-    """Return JSON that ends in a line break; `indent` None: on one line.
-
-    Raises:
-        ValueError: a number is not finite; JSON has no such numbers.
-    """
-    return (json.dumps(tree, indent=indent, allow_nan=False) + "\n").encode()
-
-
-def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-    """Return the object that a JSON text holds.
-
-    Args:
-        text: the JSON.
-        where: its path, for the error.
-
-    Raises:
-        InputError: not JSON, or not an object.
-    """
-    try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not readable as JSON ({_one_line(error)})") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{where}: holds {type(tree).__name__}, expected a JSON object")
-    return cast(dict[str, Any], tree)
-
-
-def _resolve_released(name: str) -> Path:
-    available = sorted(path.parent.name for path in RELEASED.glob(f"*/{MANIFEST}"))
-    if name not in available:
-        listed = ", ".join(available) or "none ships with this version"
-        raise InputError(f"released:{name}: no such released checkpoint; available: {listed}")
-    return RELEASED / name
-
-
-def _require_whole(folder: Path, *names: str) -> None:
-    """Raise unless the folder is a whole checkpoint that holds `names`, whose content is hashed."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected a checkpoint folder")
-    if not (folder / MANIFEST).is_file():
-        raise InputError(
-            f"{folder}: holds no {MANIFEST}, so it is no checkpoint or an unfinished one; "
-            "give a folder that a training run finished writing"
-        )
-    faults = verify(folder, hashed=names)
-    if faults:
-        raise InputError(f"{faults[0]}; the checkpoint is damaged, fetch or train it again")
-    for name in names:
-        if name not in _read_manifest(folder):
-            raise InputError(f"{folder}: its manifest lists no {name}; expected one that does")
-
-
-def _require_format(tree: Mapping[str, Any], where: str) -> None:
-    found = tree.get("format")
-    if type(found) is not int or found != FORMAT:
-        raise InputError(
-            f"{where}: format is {_shown(found)}, expected {FORMAT}; "
-            "read it with the scribbleseg version that wrote it"
-        )
-
-
-def _read_manifest(folder: Path) -> dict[str, FileStamp]:
-    path = folder / MANIFEST
-    return parse_manifest(_read_small(path), str(path))
-
-
-def _read_small(path: Path) -> bytes:
-    """Read a JSON file that is never large, so that a hostile one cannot fill the memory."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(content) > _MAX_JSON_BYTES:
-        raise InputError(f"{path}: over {_MAX_JSON_BYTES} bytes, expected a small JSON file")
-    return content
-
-
 def _read_weights(path: Path) -> dict[str, Tensor]:
     # Not memory-mapped: the weights outlive a file that is then overwritten, pruned or truncated.
     try:
         return safetensors.torch.load(path.read_bytes())
     except Exception as error:  # A hostile header reaches code that raises nearly anything.
-        raise InputError(f"{path}: not readable as safetensors ({_one_line(error)})") from None
+        raise InputError(f"{path}: not readable as safetensors ({one_line(error)})") from None
 
 
 def _require_stored(path: Path) -> None:
@@ -513,7 +285,7 @@ def _parse_config(
     tree: object, settings: type[FinetuneConfig | PretrainConfig], path: Path
 ) -> FinetuneConfig | PretrainConfig:
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: 'config' is {_shown(tree)}, expected the settings of a run")
+        raise InputError(f"{path}: 'config' is {shown(tree)}, expected the settings of a run")
     try:
         # Compared first: a foreign key must not reach the command-line parser, as "help" would.
         known = flatten(to_dict(settings()))
@@ -523,12 +295,12 @@ def _parse_config(
             raise InputError(f"unknown settings in 'config': {_list(unknown)}")
         return from_dict(settings, cast(dict[str, Any], tree))
     except (InputError, RecursionError) as error:
-        raise InputError(f"{path}: {_one_line(error)}") from None
+        raise InputError(f"{path}: {one_line(error)}") from None
 
 
 def _parse_metrics(tree: object, path: Path) -> dict[str, float]:
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: 'metrics' is {_shown(tree)}, expected names and numbers")
+        raise InputError(f"{path}: 'metrics' is {shown(tree)}, expected names and numbers")
     metrics: dict[str, float] = {}
     for name, value in cast(dict[str, object], tree).items():
         match value:
@@ -536,7 +308,7 @@ def _parse_metrics(tree: object, path: Path) -> dict[str, float]:
                 metrics[name] = float(value)
             case _:
                 raise InputError(
-                    f"{path}: metric {_shown(name)} is {_shown(value)}, expected a finite number"
+                    f"{path}: metric {shown(name)} is {shown(value)}, expected a finite number"
                 )
     return metrics
 
@@ -549,20 +321,6 @@ def _not_exempt(names: Iterable[str], exempt: Sequence[str]) -> list[str]:
 
 def _list(names: Sequence[str]) -> str:
     """Join names, and count those past the first few: a model has hundreds of tensors."""
-    shown = ", ".join(name[:80] for name in names[:_MAX_NAMES_SHOWN])
+    listed = ", ".join(name[:80] for name in names[:_MAX_NAMES_SHOWN])
     rest = len(names) - _MAX_NAMES_SHOWN
-    return f"{shown} and {rest} more" if rest > 0 else shown
-
-
-def _shown(value: object) -> str:
-    """A value for an error message, cut short: the file that holds it may be hostile."""
-    return " ".join(reprlib.repr(value).split())[:80]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{listed} and {rest} more" if rest > 0 else listed

@@ -18,7 +18,6 @@ import torch
 from jaxtyping import UInt8
 from torch import nn
 
-from scribbleseg.checkpoint import to_json, write_bytes
 from scribbleseg.config import FinetuneConfig
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
@@ -32,6 +31,7 @@ from scribbleseg.datasets.scenes import (
     write_png,
 )
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import to_json, write_bytes
 from scribbleseg.metrics import ImageScores, SegmentationMetrics, bootstrap_interval
 from scribbleseg.predict import Predictor, predict_logits, to_mask
 

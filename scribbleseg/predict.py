@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
-from scribbleseg.checkpoint import read_model, transfer, write_bytes
+from scribbleseg.checkpoint import read_model, transfer
 from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig, require
 from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
@@ -35,6 +35,7 @@ from scribbleseg.datasets.transforms import normalise, to_network
 from scribbleseg.device import find_device, pick_device
 from scribbleseg.edges import follow_edges
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import write_bytes
 from scribbleseg.models import build_model
 from scribbleseg.runs import find_checkpoint
 

@@ -35,9 +35,19 @@ from typing import Any
 import pyarrow.fs
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from scribbleseg import checkpoint
-from scribbleseg.checkpoint import BEST, MANIFEST
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import (
+    BEST,
+    MANIFEST,
+    best_location,
+    is_plain_name,
+    parse_json,
+    parse_manifest,
+    resolve,
+    to_json,
+    verify,
+    write_bytes,
+)
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -66,7 +76,7 @@ class RunFolder:
         Raises:
             InputError: a name that is not one plain folder, or a storage that cannot be reached.
         """
-        if not checkpoint.is_plain_name(name):
+        if not is_plain_name(name):
             raise InputError(f"run name {name!r}: expected one folder name, such as cpu-1a2b3c4d")
         parent = RunFolder.open(storage)
         return RunFolder(filesystem=parent.filesystem, path=f"{parent.path.rstrip('/')}/{name}")
@@ -115,7 +125,7 @@ class RunFolder:
         else:
             path = self.local_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_bytes(path, content)
+            write_bytes(path, content)
 
     def read_file(self, name: str) -> bytes | None:
         """Read a small file of the run; None where there is none.
@@ -142,7 +152,7 @@ class RunFolder:
         Raises:
             OSError: it cannot be written; an older file stays.
         """
-        self.write_file(name, checkpoint.to_json(tree))
+        self.write_file(name, to_json(tree))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a JSON file of the run; None where there is none.
@@ -152,7 +162,7 @@ class RunFolder:
         """
         path = f"{self.path}/{name}"
         content = _read(self.filesystem, path, limit=_MAX_FILE_BYTES)
-        return None if content is None else checkpoint.parse_json(content, path)
+        return None if content is None else parse_json(content, path)
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.jsonl: one line per epoch, replacing what it held.
@@ -160,7 +170,7 @@ class RunFolder:
         Raises:
             OSError: it cannot be written; an older file stays.
         """
-        self.write_file(METRICS, b"".join(checkpoint.to_json(row, indent=None) for row in history))
+        self.write_file(METRICS, b"".join(to_json(row, indent=None) for row in history))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; an empty list where there is none.
@@ -171,8 +181,7 @@ class RunFolder:
         path = f"{self.path}/{METRICS}"
         lines = (_read(self.filesystem, path, limit=_MAX_METRICS_BYTES) or b"").splitlines()
         return [
-            checkpoint.parse_json(line, f"{path}, line {number}")
-            for number, line in enumerate(lines, start=1)
+            parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)
         ]
 
     @contextlib.contextmanager
@@ -213,7 +222,7 @@ class RunFolder:
                 epoch stays too, or the new one can be had by `finish_save`.
             ValueError: `local_folder` holds no whole checkpoint.
         """
-        faults = checkpoint.verify(local_folder, hashed=())
+        faults = verify(local_folder, hashed=())
         if faults:
             raise ValueError(f"not a whole checkpoint: {faults[0]}")
         self.finish_save()
@@ -301,7 +310,7 @@ class RunFolder:
                 "epoch": int(),
                 "metric": str(),
                 "value": int() | float(),
-            } if checkpoint.is_plain_name(tree["checkpoint"]):
+            } if is_plain_name(tree["checkpoint"]):
                 return tree
             case _:
                 raise InputError(
@@ -355,7 +364,7 @@ class RunFolder:
         if content is None:
             return False
         try:
-            stamps = checkpoint.parse_manifest(content, f"{folder}/{MANIFEST}")
+            stamps = parse_manifest(content, f"{folder}/{MANIFEST}")
         except InputError:
             return False
         infos = self.filesystem.get_file_info([f"{folder}/{name}" for name in stamps])
@@ -461,7 +470,7 @@ def pull(uri: str, out: Path) -> Path:
                 f"{uri}: holds neither {BEST} nor {MANIFEST}; expected a run or sweep that has "
                 "saved its best checkpoint, or a checkpoint folder"
             )
-        source = f"{source}/{checkpoint.best_location(best, f'{source}/{BEST}')}"
+        source = f"{source}/{best_location(best, f'{source}/{BEST}')}"
     return _download(folder.filesystem, source, out)
 
 
@@ -469,14 +478,14 @@ def find_checkpoint(reference: str, scratch: Path) -> Path:
     """Find the checkpoint folder that a user means, on any storage.
 
     Args:
-        reference: as for `checkpoint.resolve`, or the URI of a checkpoint, run or sweep.
+        reference: as for `manifest.resolve`, or the URI of a checkpoint, run or sweep.
         scratch: local folder, missing or empty, that becomes the copy of a remote checkpoint.
 
     Raises:
         InputError: nothing of the kind is there.
         OSError: a remote checkpoint cannot be read.
     """
-    return pull(reference, scratch) if "://" in reference else checkpoint.resolve(reference)
+    return pull(reference, scratch) if "://" in reference else resolve(reference)
 
 
 def _checkpoint_name(epoch: int) -> str:
@@ -549,7 +558,7 @@ def _download(filesystem: FileSystem, source: str, out: Path) -> Path:
     manifest = _read(filesystem, f"{source}/{MANIFEST}", limit=_MAX_FILE_BYTES)
     if manifest is None:
         raise InputError(f"{source}: holds no {MANIFEST}; expected a checkpoint written to its end")
-    stamps = checkpoint.parse_manifest(manifest, f"{source}/{MANIFEST}")
+    stamps = parse_manifest(manifest, f"{source}/{MANIFEST}")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -562,8 +571,8 @@ def _download(filesystem: FileSystem, source: str, out: Path) -> Path:
                 source_filesystem=filesystem,
                 destination_filesystem=LocalFileSystem(),
             )
-        checkpoint.write_bytes(partial / MANIFEST, manifest)
-        faults = checkpoint.verify(partial)
+        write_bytes(partial / MANIFEST, manifest)
+        faults = verify(partial)
         if faults:
             raise InputError(f"{source}: damaged; after copying, {faults[0]}")
         os.replace(partial, out)

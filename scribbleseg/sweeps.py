@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from scribbleseg.checkpoint import BEST
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import BEST
 from scribbleseg.runs import RUN, RunFolder
 
 SWEEP = "sweep.json"

@@ -73,8 +73,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Here, because checks of types begin only after this file is read.
     import torch
 
-    from scribbleseg.checkpoint import write_manifest, write_model
+    from scribbleseg.checkpoint import write_model
     from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig
+    from scribbleseg.manifest import write_manifest
     from scribbleseg.models import build_model
 
     config = FinetuneConfig(data=DataConfig(long_side=64), model=ModelConfig(width=8, depth=3))

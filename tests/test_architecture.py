@@ -18,7 +18,7 @@ MODULES = sorted(
 FLOORS = [
     ["errors", "progress"],
     ["config"],
-    ["device", "distributed", "schedules"],
+    ["device", "distributed", "manifest", "schedules"],
     ["scribbles", "losses", "models", "metrics", "edges"],
     ["checkpoint"],
     ["runs"],
@@ -53,6 +53,14 @@ def test_no_module_of_the_library_imports_ray():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["scribbleseg.cli", "scribbleseg.sweeps", "train.finetune", "train.pretrain"]
+)
+def test_what_reads_storage_or_starts_ray_does_without_torch(name):
+    code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scribbleseg").rglob("*.py")), ids=str)

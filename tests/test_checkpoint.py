@@ -19,24 +19,26 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from scribbleseg import checkpoint
+import scribbleseg.manifest
 from scribbleseg.checkpoint import (
-    best_location,
-    is_plain_name,
-    parse_manifest,
     read_model,
     read_trainer,
-    resolve,
     slim,
     transfer,
-    verify,
-    write_bytes,
-    write_manifest,
     write_model,
     write_trainer,
 )
 from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, TrainConfig
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import (
+    best_location,
+    is_plain_name,
+    parse_manifest,
+    resolve,
+    verify,
+    write_bytes,
+    write_manifest,
+)
 from tests.conftest import disk_full_after
 
 CONFIG = FinetuneConfig(
@@ -690,7 +692,7 @@ def test_a_best_json_that_points_elsewhere_is_refused(tmp_path: Path, tree: obje
 def test_released_checkpoints_are_found_and_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "RELEASED", tmp_path)
+    monkeypatch.setattr(scribbleseg.manifest, "RELEASED", tmp_path)
     assert "none ships with this version" in one_line(lambda: resolve("released:best"))
     write_whole(tmp_path / "small")
     write_whole(tmp_path / "best")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from scribbleseg import checkpoint as checkpoints
+from scribbleseg import manifest
 from scribbleseg.cli import exit_status, run_line
 from scribbleseg.config import FinetuneConfig, override, to_dict
 from scribbleseg.errors import DivergedError, InputError
@@ -83,7 +84,7 @@ def run(tiny_data, tmp_path):
     with folder.scratch() as scratch:
         weights = build_model(config.model).state_dict()
         checkpoints.write_model(scratch, config=config, weights=weights, metrics=row)
-        checkpoints.write_manifest(scratch)
+        manifest.write_manifest(scratch)
         folder.save_checkpoint(1, scratch)
     folder.write_best(1, "miou", 0.5)
     folder.write_metrics([row | {"seconds": 1.0}])

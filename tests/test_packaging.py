@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from scribbleseg import checkpoint as checkpoints
+from scribbleseg import manifest
 from scribbleseg.config import FinetuneConfig, ModelConfig
 from scribbleseg.models import build_model
 
@@ -33,7 +34,7 @@ def test_the_wheel_installs_and_predicts(tiny_data, tmp_path):
     folder.mkdir()
     weights = build_model(config.model).state_dict()
     checkpoints.write_model(folder, config=config, weights=weights, metrics={})
-    checkpoints.write_manifest(folder)
+    manifest.write_manifest(folder)
 
     code = (
         "import scribbleseg, train.finetune, sys;"

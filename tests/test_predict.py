@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from scribbleseg.checkpoint import write_manifest, write_model
+from scribbleseg.checkpoint import write_model
 from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, PredictConfig
 from scribbleseg.datasets.scenes import Scene
 from scribbleseg.datasets.transforms import normalise
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import write_manifest
 from scribbleseg.models import build_model
 from scribbleseg.predict import (
     Predictor,

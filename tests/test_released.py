@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from scribbleseg import load
-from scribbleseg.checkpoint import RELEASED, read_model, verify
+from scribbleseg.checkpoint import read_model
 from scribbleseg.config import FinetuneConfig
 from scribbleseg.evaluate import evaluate
+from scribbleseg.manifest import RELEASED, verify
 
 FOLDERS = sorted(RELEASED.iterdir())
 

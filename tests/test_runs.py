@@ -13,7 +13,7 @@ import pytest
 import torch
 from pyarrow.fs import FileSelector, FileType
 
-from scribbleseg import checkpoint
+from scribbleseg import checkpoint, manifest
 from scribbleseg.config import FinetuneConfig, to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder, RunStatus, find_checkpoint, pull, status
@@ -25,7 +25,7 @@ def build(folder: Path, value: float = 0.0) -> Path:
     weights = {"weight": torch.full((100,), value)}
     checkpoint.write_model(folder, config=FinetuneConfig(), weights=weights, metrics={})
     checkpoint.write_trainer(folder, {"value": value})
-    checkpoint.write_manifest(folder)
+    manifest.write_manifest(folder)
     return folder
 
 
@@ -339,7 +339,7 @@ def test_a_disk_that_fills_while_copying_leaves_all_as_it_was(
             with pytest.raises(OSError, match="No space"):
                 finished_run.save_checkpoint(epoch, elsewhere)
     assert listing(finished_run) == before
-    assert checkpoint.verify(elsewhere) == []
+    assert manifest.verify(elsewhere) == []
     finished_run.save_checkpoint(2, elsewhere)
     assert value_in(finished_run, 2, tmp_path) == 9
     assert not elsewhere.exists()

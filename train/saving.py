@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scribbleseg import checkpoint as checkpoints
+from scribbleseg import manifest
 from scribbleseg.config import FinetuneConfig, PretrainConfig
 from scribbleseg.distributed import rank
 from scribbleseg.loops.pretrain import PretrainState
@@ -136,7 +137,7 @@ def write_checkpoint(
     with run.scratch() as folder:
         checkpoints.write_model(folder, config=config, weights=snapshot.weights, metrics=metrics)
         checkpoints.write_trainer(folder, snapshot.trainer)
-        checkpoints.write_manifest(folder)
+        manifest.write_manifest(folder)
         run.save_checkpoint(epoch, folder)
     note_best(run, config, epoch, metrics)
     run.prune(config.train.keep)

@@ -22,7 +22,6 @@ from jaxtyping import UInt8
 
 from scribbleseg.app.arrivals import MAX_PIXELS, made_fit
 from scribbleseg.app.refusal import Refusal, not_written
-from scribbleseg.checkpoint import is_plain_name, write_bytes
 from scribbleseg.datasets.files import IMAGE_SUFFIXES, FileBytes, require_pixels
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
@@ -34,6 +33,7 @@ from scribbleseg.datasets.scenes import (
     write_png,
 )
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import is_plain_name, write_bytes
 
 ACCEPTED = "accepted"
 """The split that samples are linked into once their masks are accepted."""

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from torch import nn
 
-from scribbleseg.checkpoint import RELEASED
 from scribbleseg.config import FinetuneConfig
 from scribbleseg.device import autocast_dtype
+from scribbleseg.manifest import RELEASED
 from scribbleseg.predict import Predictor, load, predict_logits
 from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED
 

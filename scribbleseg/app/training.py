@@ -9,8 +9,8 @@ from os.path import abspath, exists
 from scribbleseg.app.folder import Folder
 from scribbleseg.app.models import Model
 from scribbleseg.app.refusal import Refusal, not_written
-from scribbleseg.checkpoint import write_bytes
 from scribbleseg.config import FinetuneConfig, to_yaml
+from scribbleseg.manifest import write_bytes
 
 SETTINGS = "finetune.yaml"
 # Weights that have learnt already are only nudged.

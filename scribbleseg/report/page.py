@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from scribbleseg.checkpoint import write_bytes
 from scribbleseg.config import to_yaml
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import METRIC_NAMES, Evaluation
+from scribbleseg.manifest import write_bytes
 from scribbleseg.predict import Predictor
 from scribbleseg.report import curves, tables
 from scribbleseg.report.curves import Chart

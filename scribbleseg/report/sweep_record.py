@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scribbleseg.checkpoint import is_plain_name
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import is_plain_name
 from scribbleseg.report.dimensions import Dimension, is_number, list_dimensions
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import SWEEP, Trial, choose, read_table, read_trials

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scribbleseg import checkpoint as checkpoints
+from scribbleseg import manifest
 from scribbleseg.app.folder import Folder
 from scribbleseg.app.models import load_model
 from scribbleseg.app.refusal import Refusal
@@ -31,7 +32,7 @@ def checkpoint(tmp_path):
     folder = tmp_path / "a checkpoint"
     weights = build_model(config.model).state_dict()
     checkpoints.write_model(folder, config=config, weights=weights, metrics={})
-    checkpoints.write_manifest(folder)
+    manifest.write_manifest(folder)
     return str(folder)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scribbleseg.checkpoint import verify
+from scribbleseg.manifest import verify
 from tests.cluster.cluster import Cluster, open_cluster
 from tests.cluster.hosts import BIN, NETWORK, missing, wait_until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scribbleseg.checkpoint import verify
+from scribbleseg.manifest import verify
 from tests.cluster.cluster import open_cluster
 from tests.cluster.hosts import BIN, ROOT, missing, open_room, wait_until
 from tests.cluster.proof import disturb, prepare, start

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from scribbleseg import checkpoint as checkpoints
+from scribbleseg import manifest
 from scribbleseg.config import FinetuneConfig, PretrainConfig, override
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.loops.pretrain import (
@@ -290,7 +291,7 @@ def write_pretrained(folder, config):
     for step in range(2):
         take(state, random_batch(4, config, seed=step), config, step=step)
     checkpoints.write_model(folder, config=config, weights=state.weights(), metrics={})
-    checkpoints.write_manifest(folder)
+    manifest.write_manifest(folder)
     return state.encoder.eval()
 
 

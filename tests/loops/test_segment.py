@@ -371,6 +371,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tiny_data
 
 def test_training_starts_from_a_given_checkpoint(tiny_data, tmp_path):
     from scribbleseg import checkpoint as checkpoints
+    from scribbleseg import manifest
 
     config = settings(tiny_data)
     state, data = start(config)
@@ -379,7 +380,7 @@ def test_training_starts_from_a_given_checkpoint(tiny_data, tmp_path):
     folder.mkdir()
     weights = state.ema.state_dict()
     checkpoints.write_model(folder, config=config, weights=weights, metrics={})
-    checkpoints.write_manifest(folder)
+    manifest.write_manifest(folder)
     begun = init_state(override(config, {"init_from": str(folder)}), CPU, None)
     assert all(torch.equal(weights[k], v) for k, v in begun.model.state_dict().items())
     with pytest.raises(InputError, match="mis-shaped|missing|unexpected"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scribbleseg.checkpoint import write_manifest, write_model
+from scribbleseg.checkpoint import write_model
 from scribbleseg.config import (
     DataConfig,
     FinetuneConfig,
@@ -20,6 +20,7 @@ from scribbleseg.config import (
     to_dict,
 )
 from scribbleseg.datasets.scenes import list_scenes, read_scene
+from scribbleseg.manifest import write_manifest
 from scribbleseg.models import build_model
 from scribbleseg.predict import Predictor
 from scribbleseg.report.pretraining import draw_picture, picture_name

@@ -7,7 +7,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from benchmarks.asha_replay import replay
-from scribbleseg.checkpoint import write_manifest
+from scribbleseg.manifest import write_manifest
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import Trial, read_trials, smoothed, write_trial
 from train.recipes import RECIPES

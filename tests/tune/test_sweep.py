@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scribbleseg.checkpoint import verify
 from scribbleseg.cli import exit_status, run_line
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import verify
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import read_trials
 from tests.train.test_finetune import wait_for

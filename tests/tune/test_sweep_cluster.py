@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scribbleseg.checkpoint import verify
 from scribbleseg.cli import run_line
+from scribbleseg.manifest import verify
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import STATES, read_trials
 from tests.train.test_finetune import wait_for
