@@ -1,8 +1,7 @@
 """A checkpoint folder from outside: which files it has, whether it is whole, and where one is.
 
-Nothing here knows what a tensor is: `scribbleseg status` and `pull`, and the commands that start
-Ray, do without the seconds that importing torch takes. What a checkpoint holds is in
-`scribbleseg.checkpoint`.
+Nothing here knows what a tensor is: `scribbleseg status` and `pull` do without the seconds that
+importing torch takes. What a checkpoint holds is in `scribbleseg.checkpoint`.
 """
 
 import hashlib

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from pyarrow.fs import FileType
 
@@ -355,9 +356,6 @@ def launch_job(
 
 def this_machine() -> tuple[int, int]:
     """Return the CPU cores that this process may use, and the GPUs."""
-    # Imported here because it takes seconds, in which Ray can start.
-    import torch
-
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cpus, torch.cuda.device_count()
 
