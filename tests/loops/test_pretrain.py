@@ -239,7 +239,10 @@ def test_events_rows_and_the_probe(tiny_data):
     assert rows[0]["ema_momentum"] < rows[-1]["ema_momentum"] < 1
 
 
-@pytest.mark.parametrize(("architecture", "norm"), [("unet", "batch"), ("vit_unet", "group")])
+@pytest.mark.parametrize(
+    ("architecture", "norm"),
+    [("unet", "batch"), pytest.param("vit_unet", "group", marks=pytest.mark.slow)],
+)
 def test_a_killed_and_resumed_run_equals_the_undisturbed_one(tiny_data, architecture, norm):
     config = settings(
         tiny_data,

@@ -276,6 +276,7 @@ def resume_rank(rank, world_size, path, config, saved, rows):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_run_resumed_by_another_number_of_workers_draws_what_it_would_have(tiny_data, tmp_path):
     config = settings(tiny_data, train__batch_size=2, train__save_steps=3)
     with mp.Manager() as manager:
@@ -331,7 +332,14 @@ def loss_curve(world_size, path, config):
 
 
 # Three workers have 2, 2 and 1 images of a batch of 5; two, in two parts each, 1 + 2 and 1 + 1.
-@pytest.mark.parametrize(("workers", "batch", "accumulate"), [(2, 4, 1), (3, 5, 1), (2, 5, 2)])
+@pytest.mark.parametrize(
+    ("workers", "batch", "accumulate"),
+    [
+        (2, 4, 1),
+        pytest.param(3, 5, 1, marks=pytest.mark.slow),
+        pytest.param(2, 5, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_any_number_of_workers_gives_the_single_workers_curve(
     tiny_data, tmp_path, workers, batch, accumulate
 ):

@@ -67,6 +67,7 @@ def test_a_run_from_command_line_to_folder(tiny_data, tmp_path):
     assert other.stderr.count("\n") == 1 and "other settings" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_run_on_data_from_an_object_store(bucket_data, tmp_path, monkeypatch):
     monkeypatch.setenv("SCRIBBLESEG_CACHE", str(tmp_path / "cache"))
     done = run(bucket_data, tmp_path, "a", "--train.epochs=1")
