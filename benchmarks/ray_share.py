@@ -20,9 +20,10 @@ from benchmarks.measure import Measured, tell, to_markdown
 from scribbleseg.cli import exit_status
 from scribbleseg.config import FinetuneConfig, override, parse_arguments, to_yaml
 from scribbleseg.datasets.scenes import list_scenes
-from scribbleseg.runs import METRICS, RunFolder
+from scribbleseg.runs import RunFolder
 
 RAY, TORCHRUN, PLAIN, EMPTY = "Ray Train", "torchrun", "plain loop", "empty Ray trainer"
+STEPPED = "stepped"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,38 @@ class Share:
     """File without suffix for the tables, .md and .json; None: print only."""
 
 
+# Every script gets first the file that it makes when the first step is done.
+
+# The command itself, on every rank of which each step is noted.
+COMMAND = """
+import sys
+from pathlib import Path
+import train.finetune
+from scribbleseg.cli import exit_status
+from train.command import finetune_rank, import_worker
+
+
+def noted_rank(payload):
+    import_worker()
+    from scribbleseg.loops import segment
+
+    take_step = segment.train_step
+
+    def step(*args, **kwargs):
+        loss = take_step(*args, **kwargs)
+        stepped.touch()
+        return loss
+
+    segment.train_step = step
+    return finetune_rank(payload)
+
+
+if __name__ == "__main__":
+    stepped = Path(sys.argv[1])
+    train.finetune.finetune_rank = noted_rank
+    sys.exit(exit_status(lambda: train.finetune.main(sys.argv[2:])))
+"""
+
 # Started alone or by torchrun, with the settings' file and the run's folder.
 LOOP = """
 import os
@@ -55,14 +88,15 @@ from scribbleseg.distributed import rank
 from scribbleseg.loops.batches import open_data
 from scribbleseg.loops.segment import fit
 from scribbleseg.loops.state import init_state
-from scribbleseg.loops.steps import EpochDone, SaveDue
+from scribbleseg.loops.steps import EpochDone, SaveDue, StepDone
 from scribbleseg.runs import RunFolder
 from train.saving import Snapshot, write_checkpoint
 
 
 def main():
-    config = from_yaml(FinetuneConfig(), Path(sys.argv[1]))
-    run = RunFolder.open(sys.argv[2])
+    stepped = Path(sys.argv[1])
+    config = from_yaml(FinetuneConfig(), Path(sys.argv[2]))
+    run = RunFolder.open(sys.argv[3])
     workers = int(os.environ.get("WORLD_SIZE", 1))
     if workers > 1:
         dist.init_process_group()
@@ -73,6 +107,8 @@ def main():
     data, state = open_data(config), init_state(config, device, precision)
     for event in fit(state, data, config, device=device, precision=precision):
         match event:
+            case StepDone():
+                stepped.touch()
             case SaveDue() if rank() == 0:
                 write_checkpoint(run, config, Snapshot.take(state, event.epoch))
             case EpochDone() if rank() == 0:
@@ -87,7 +123,7 @@ if __name__ == "__main__":
     main()
 """
 
-# With the number of workers, and the file that says when they began.
+# With the number of workers.
 NOTHING = """
 import sys
 from pathlib import Path
@@ -96,33 +132,32 @@ import ray.train
 import ray.train.torch
 
 if __name__ == "__main__":
-    file = Path(sys.argv[2])
+    begun = Path(sys.argv[1])
 
     def work():
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
+        begun.touch()
 
     ray.init(address="local", log_to_driver=False)
-    scaling = ray.train.ScalingConfig(num_workers=int(sys.argv[1]))
+    scaling = ray.train.ScalingConfig(num_workers=int(sys.argv[2]))
     ray.train.torch.TorchTrainer(work, scaling_config=scaling).fit()
 """
 
 
-def command(kind: str, settings: Path, run: Path, workers: int) -> list[str]:
-    """Return the command that trains into a run's folder; the scripts lie beside the settings."""
-    loop, nothing = settings.with_name("loop.py"), settings.with_name("nothing.py")
-    loop.write_text(LOOP)
-    nothing.write_text(NOTHING)
+def command(kind: str, scratch: Path, workers: int) -> list[str]:
+    """Return the command that trains by `scratch`/settings.yaml into `scratch`/runs/run."""
+    script = scratch / "script.py"
+    script.write_text({RAY: COMMAND, EMPTY: NOTHING}.get(kind, LOOP))
+    settings, run = scratch / "settings.yaml", scratch / "runs" / "run"
+    words: list[object] = [script, scratch / STEPPED]
+    if kind == TORCHRUN:
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", workers, *words]
     if kind == RAY:
-        words = ["-m", "train.finetune", settings, "--storage", run.parent, "--name", run.name]
+        words += [settings, "--storage", run.parent, "--name", run.name]
         words += ["--launch.num-workers", workers]
-    elif kind == TORCHRUN:
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", workers]
-        words += [loop, settings, run]
-    elif kind == PLAIN:
-        words = [loop, settings, run]
+    elif kind == EMPTY:
+        words += [workers]
     else:
-        words = [nothing, workers, run / METRICS]
+        words += [settings, run]
     return [sys.executable, *map(str, words)]
 
 
@@ -130,13 +165,13 @@ def train(kind: str, config: FinetuneConfig, workers: int) -> tuple[float, list[
     """Run a command to its end.
 
     Returns:
-        Seconds from its start to its first figures, and those of every epoch but the first.
+        Seconds from its start to the end of its first step, and those of every epoch but the first.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        settings, run = Path(scratch) / "settings.yaml", Path(scratch) / "runs" / "run"
-        settings.write_text(to_yaml(config))
-        run.parent.mkdir()
-        words = command(kind, settings, run, workers)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        (scratch / "settings.yaml").write_text(to_yaml(config))
+        (scratch / "runs").mkdir()
+        words = command(kind, scratch, workers)
         began = time.perf_counter()
         process = subprocess.Popen(
             words,
@@ -144,14 +179,14 @@ def train(kind: str, config: FinetuneConfig, workers: int) -> tuple[float, list[
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        while not (run / METRICS).exists() and process.poll() is None:
+        while not (scratch / STEPPED).exists() and process.poll() is None:
             time.sleep(0.02)
         first = time.perf_counter() - began
         if process.wait():
             raise RuntimeError(f"{kind} failed: {' '.join(words)}")
         if kind == EMPTY:
             return first, []
-        rows = RunFolder.open(str(run)).read_metrics()
+        rows = RunFolder.at(str(scratch / "runs"), "run").read_metrics()
         return first, [float(row["seconds"]) for row in rows[1:]]
 
 

@@ -4,13 +4,15 @@ The facts of a cluster live here and nowhere in `scribbleseg`. Ray is imported w
 `--help` answers at once, and loader processes, which import the main module, start light.
 """
 
+import gc
 import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -272,6 +274,17 @@ def wait_for_room(launch: ClusterConfig, resources: Resources) -> None:
     ray.autoscaler.sdk.request_resources(bundles=[])
 
 
+@contextmanager
+def uncollected() -> Generator[None]:
+    """Collect nothing within the block, and never what came of it: for imports, which stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def launch_job(
     worker: Callable[[dict[str, Any]], dict[str, str]],
     payload: dict[str, Any],
@@ -296,7 +309,7 @@ def launch_job(
     """
     if not launch.is_alone:
         # Ray waits for its own processes to start: time to import what comes next.
-        with ThreadPoolExecutor(max_workers=1) as thread:
+        with uncollected(), ThreadPoolExecutor(max_workers=1) as thread:
             thread.submit(import_module, "ray.train.torch")
             start_ray(launch)
     import ray

@@ -16,13 +16,12 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch.utils.tensorboard import SummaryWriter
 
 from scribbleseg import checkpoint as checkpoints
 from scribbleseg.config import (
@@ -45,6 +44,9 @@ from scribbleseg.report.pretraining import NUM_SCENES, draw_picture, picture_nam
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard
 from train.saving import Saver, attempt, note_best
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 Config = FinetuneConfig | PretrainConfig
 State = TrainState | pretrain.PretrainState
@@ -373,7 +375,7 @@ class RunRecord:
     """Epochs that TensorBoard's files hold."""
     folder: Path
     """Where they are written: on this machine, because TensorBoard writes nowhere else."""
-    writer: SummaryWriter | None = None
+    writer: "SummaryWriter | None" = None
 
     @staticmethod
     def start(payload: dict[str, Any], job: Assembly, run: RunFolder) -> "RunRecord":
@@ -434,6 +436,9 @@ class RunRecord:
         """Write what TensorBoard's files lack, and copy them to a run that is elsewhere."""
         try:
             if self.writer is None:
+                # Imported when the first epoch is done: the way to the first step is shorter.
+                from torch.utils.tensorboard import SummaryWriter
+
                 # An epoch that is computed again after a restart replaces the one lost.
                 self.writer = SummaryWriter(str(self.folder), purge_step=self.num_shown + 1)
             for row in history[self.num_shown :]:
