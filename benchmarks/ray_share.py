@@ -24,6 +24,8 @@ from scribbleseg.runs import RunFolder
 
 RAY, TORCHRUN, PLAIN, EMPTY = "Ray Train", "torchrun", "plain loop", "empty Ray trainer"
 STEPPED = "stepped"
+# Ray's processes outlive the run before, and would share the cores with the next.
+SECONDS_OF_REST = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +174,7 @@ def train(kind: str, config: FinetuneConfig, workers: int) -> tuple[float, list[
         (scratch / "settings.yaml").write_text(to_yaml(config))
         (scratch / "runs").mkdir()
         words = command(kind, scratch, workers)
+        time.sleep(SECONDS_OF_REST)
         began = time.perf_counter()
         process = subprocess.Popen(
             words,

@@ -143,14 +143,21 @@ def object_share(mask: UInt8[np.ndarray, "h w"]) -> float:
 
 
 def list_scored(
-    root: str | Path, split: str, *, fold: int | None, num_folds: int
+    root: str | Path,
+    split: str,
+    *,
+    fold: int | None,
+    num_folds: int,
+    cache_dir: str | None = None,
 ) -> list[ScenePaths]:
     """Return the samples of a split, or of one fold of it, that figures can be computed on.
+
+    Remote ones are kept in `cache_dir`, see `remote.local_copy`.
 
     Raises:
         InputError: The split is missing, has no ground truth, or is smaller than its folds.
     """
-    root = local_copy(root, below=split)
+    root = local_copy(root, cache_dir, below=split)
     truth = root / split / "ground_truth"
     if truth.parent.is_dir() and not truth.is_dir():
         raise InputError(
@@ -171,6 +178,7 @@ def evaluate(
     out: Path | None,
     *,
     fold: int | None = None,
+    cache_dir: str | None = None,
     honour_strokes: bool = True,
     masks: bool = False,
     watch: Watch = iter,
@@ -183,6 +191,7 @@ def evaluate(
         split: Name of the split; it must have ground truth.
         out: Folder for scores.csv, summary.json and the masks; None writes nothing.
         fold: Only this fold of the split, by the rule of `fold_stems`; None: all of it.
+        cache_dir: Where remote data are kept, see `remote.local_copy`.
         honour_strokes: Pixels under a stroke take the stroke's label before they are scored.
         masks: Also write the masks, to `out`/masks/STEM.png.
         watch: Wraps the list of samples that is iterated over: the place for a progress bar.
@@ -191,7 +200,9 @@ def evaluate(
         InputError: The split is missing, has no ground truth, or breaks the data contract.
     """
     config = predictor.config
-    paths = list_scored(root, split, fold=fold, num_folds=config.data.num_folds)
+    paths = list_scored(
+        root, split, fold=fold, num_folds=config.data.num_folds, cache_dir=cache_dir
+    )
     metrics = SegmentationMetrics()
     results = score_scenes(
         predictor.model,

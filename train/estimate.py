@@ -2,8 +2,10 @@
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from scribbleseg.config import FinetuneConfig, PretrainConfig, override, to_dict
 from scribbleseg.device import pick_device, prepare_cpu
@@ -38,17 +40,27 @@ def time_steps(config: FinetuneConfig | PretrainConfig, resources: Resources) ->
     Raises:
         InputError: the data cannot be used.
     """
-    from train.worker import assemble_finetune, assemble_pretrain
-
     device = pick_device(gpus=resources.gpus > 0)
     if device.type == "cpu":
         prepare_cpu(resources.cpus)
+    share = config.strokes.correct_probability if isinstance(config, FinetuneConfig) else 0.0
+    if share in (0, 1):
+        return _time(config, device)
+    # So few steps cannot show a probability: some are timed without corrections, some with.
+    without, corrected = (
+        _time(override(config, {"strokes.correct_probability": each}), device)
+        for each in (0.0, 1.0)
+    )
+    seconds = (1 - share) * without.seconds_per_step + share * corrected.seconds_per_step
+    return replace(without, seconds_per_step=seconds)
+
+
+def _time(config: FinetuneConfig | PretrainConfig, device: torch.device) -> Pace:
+    from train.worker import assemble_finetune, assemble_pretrain
+
     # No epoch is validated before the timed steps are done, and no loader has to start.
     epochs, timed = config.train.epochs, NUM_TIMED + 2
     changes: dict[str, Any] = {"train.epochs": max(epochs, timed), "train.validate_every": timed}
-    if isinstance(config, FinetuneConfig) and config.strokes.correct_probability > 0:
-        # Two steps cannot show a probability: all of them count as corrected.
-        changes["strokes.correct_probability"] = 1.0
     trial = override(config, changes | {"train.compile": False, "data.num_workers": 0})
     assemble = assemble_finetune if isinstance(config, FinetuneConfig) else assemble_pretrain
     job = assemble(to_dict(trial), device, resumed=False)

@@ -118,7 +118,8 @@ def score(uri: str, config: FinetuneConfig) -> list[Row]:
     split = data.split if data.fold is not None else data.val_split
     assert epoch is not None and split is not None, f"{uri} is not finished, or never validated"
     predictor = load(f"{uri}/checkpoint_{epoch:04d}")
-    return evaluate(predictor, data.root, split, None, fold=data.fold).rows
+    scored = evaluate(predictor, data.root, split, None, fold=data.fold, cache_dir=data.cache_dir)
+    return scored.rows
 
 
 def _grid(seeds: Sequence[Sequence[Row]], metric: str) -> np.ndarray:

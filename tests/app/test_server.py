@@ -396,7 +396,8 @@ def test_networks_on_other_machines_are_not_trained_here(client):
 
 def test_other_web_pages_are_refused(studio):
     with TestClient(create_app(studio, hosts=[HOST]), base_url=f"http://{HOST}") as client:
-        for headers in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        foreign = ("http://evil.example", "null", "http://[", f"http://{HOST}.evil.example", HOST)
+        for headers in (*({"origin": each} for each in foreign), {"sec-fetch-site": "cross-site"}):
             refused(client.post("/api/finetune", json={}, headers=headers), 403, "other web pages")
             assert client.get("/api/state", headers=headers).status_code == 403
         for host in ("evil.example", "evil.example:7000", "127.0.0.1", ""):

@@ -253,3 +253,6 @@ def test_the_doctor_the_lists_and_the_evaluation_read_from_a_store(
     run_line(["data", "split", bucket_data, "--out", str(tmp_path / "lists")])
     assert len((tmp_path / "lists/fold0.txt").read_text().split()) == 3
     assert len(list_scored(bucket_data, "test", fold=None, num_folds=5)) == 4
+    elsewhere = tmp_path / "elsewhere"
+    scored = list_scored(bucket_data, "test", fold=None, num_folds=5, cache_dir=str(elsewhere))
+    assert all(scene.image.is_relative_to(elsewhere) for scene in scored)

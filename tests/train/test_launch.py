@@ -6,6 +6,7 @@ from scribbleseg.config import FinetuneConfig, override, to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
 from train.command import Order, carry_out
+from train.estimate import Pace, time_steps
 from train.launch import (
     LaunchConfig,
     Resources,
@@ -103,3 +104,17 @@ def test_locations_are_made_absolute_and_uris_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute("runs") == str(tmp_path / "runs")
     assert absolute("s3://bucket/runs") == "s3://bucket/runs"
+
+
+@pytest.mark.parametrize(("probability", "seconds"), [(0.0, 1.0), (0.25, 1.5), (1.0, 3.0)])
+def test_an_estimate_counts_corrected_steps_by_their_probability(monkeypatch, probability, seconds):
+    def timed(config, _device):
+        asked.append(config.strokes.correct_probability)
+        return Pace(epochs=2, steps_per_epoch=5, seconds_per_step=1.0 + 2.0 * asked[-1])
+
+    asked = []
+    monkeypatch.setattr("train.estimate._time", timed)
+    config = override(FinetuneConfig(), {"strokes.correct_probability": probability})
+    pace = time_steps(config, Resources(cpus=1, gpus=0))
+    assert set(asked) == ({probability} if probability in (0, 1) else {0.0, 1.0})
+    assert (pace.seconds_per_step, pace.seconds) == (seconds, 10 * seconds)
