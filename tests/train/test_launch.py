@@ -1,5 +1,7 @@
 """Resources, run names and exit statuses; nothing here starts Ray."""
 
+import gc
+
 import pytest
 
 from scribbleseg.config import FinetuneConfig, override, to_dict
@@ -13,6 +15,7 @@ from train.launch import (
     absolute,
     choose_run,
     plan_resources,
+    uncollected,
 )
 
 
@@ -118,3 +121,11 @@ def test_an_estimate_counts_corrected_steps_by_their_probability(monkeypatch, pr
     pace = time_steps(config, Resources(cpus=1, gpus=0))
     assert set(asked) == ({probability} if probability in (0, 1) else {0.0, 1.0})
     assert (pace.seconds_per_step, pace.seconds) == (seconds, 10 * seconds)
+
+
+def test_what_is_imported_is_never_collected_and_everything_later_is():
+    with pytest.raises(ImportError), uncollected():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled() and gc.get_freeze_count() > 0
+    gc.unfreeze()
