@@ -77,16 +77,17 @@ def test_epochs_with_a_probe_leave_a_picture_and_a_full_disk_ends_no_run(tmp_pat
         num_shown=0,
         folder=tmp_path / "tensorboard",
     )
-    for row in ({"epoch": 1, "probe_miou": 0.5}, {"epoch": 2}):
-        record.epoch(EpochDone(epoch=row["epoch"], metrics=row), [row])
-    assert run.list_files("pictures") == ["features_0001.jpg"]
-    assert run.read_file(picture_name(1)) == b"a picture"
-    assert run.read_file(picture_name(2)) is None and run.list_files("elsewhere") == []
-    (tmp_path / "pictures").rename(tmp_path / "moved")
-    (tmp_path / "pictures").write_bytes(b"a file in the folder's place fails like a full disk")
-    record.epoch(EpochDone(epoch=3, metrics={"epoch": 3, "probe_miou": 0.6}), [])
-    record.draw = None
-    record.epoch(EpochDone(epoch=4, metrics={"epoch": 4, "probe_miou": 0.6}), [])
+    with record:
+        for row in ({"epoch": 1, "probe_miou": 0.5}, {"epoch": 2}):
+            record.epoch(EpochDone(epoch=row["epoch"], metrics=row), [row])
+        assert run.list_files("pictures") == ["features_0001.jpg"]
+        assert run.read_file(picture_name(1)) == b"a picture"
+        assert run.read_file(picture_name(2)) is None and run.list_files("elsewhere") == []
+        (tmp_path / "pictures").rename(tmp_path / "moved")
+        (tmp_path / "pictures").write_bytes(b"a file in the folder's place fails like a full disk")
+        record.epoch(EpochDone(epoch=3, metrics={"epoch": 3, "probe_miou": 0.6}), [])
+        record.draw = None
+        record.epoch(EpochDone(epoch=4, metrics={"epoch": 4, "probe_miou": 0.6}), [])
 
 
 def test_page_has_curves_pictures_and_commands(make_pretraining, tmp_path: Path):

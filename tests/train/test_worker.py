@@ -57,6 +57,7 @@ def test_after_a_full_disk_tensorboard_has_every_epoch(run):
         run=run, facts={}, draw=None, began=time.monotonic(), num_shown=0, folder=folder
     )
     history = []
+    before = set(threading.enumerate())
 
     def epoch(number):
         history.append({"epoch": number, "loss": 1.0 / number})
@@ -72,8 +73,8 @@ def test_after_a_full_disk_tensorboard_has_every_epoch(run):
             epoch(5)
     # TensorBoard's threads tell pytest why they end, which on a busy machine may last into the next
     # test, where nothing is ignored.
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and "AsyncWriter" in type(thread).__name__:
+    for thread in set(threading.enumerate()) - before:
+        if "AsyncWriter" in type(thread).__name__:
             thread.join(60)
     events = EventAccumulator(str(folder)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [
