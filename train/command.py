@@ -119,7 +119,7 @@ def pretrain_rank(payload: dict[str, Any]) -> dict[str, str]:
 def import_worker() -> Any:
     """Import what ranks need, where they are: the command, which starts Ray, does without.
 
-    Modules stay, so nothing is collected while they come: that took a third of the time.
+    Modules stay, so nothing is collected while they come: that took a fifth of the time, or more.
     """
     with uncollected():
         # Optimisers and DDP import it in any case.
