@@ -6,6 +6,11 @@ that a machine whose speed drifts slows all alike; the plain loop exists for one
 
     python -m benchmarks.ray_share --root ../shared/data/scribble-voc
     python -m benchmarks.ray_share --root ../shared/data/scribble-voc --workers 2
+
+One worker alone on a machine is not given to Ray's processes. With RAY_ADDRESS=local it is, and
+with one core of two they have the other, as on a machine where not every core computes:
+
+    RAY_ADDRESS=local python -m benchmarks.ray_share --root DATA --cores 1
 """
 
 import os
@@ -36,6 +41,8 @@ class Share:
     """Folder of the data."""
     workers: int = 1
     """Processes that train together."""
+    cores: int | None = None
+    """CPU cores of each process; None: as many as there are for it."""
     rounds: int = 3
     """Runs of each kind, in turn."""
     epochs: int = 4
@@ -78,7 +85,7 @@ if __name__ == "__main__":
     sys.exit(exit_status(lambda: train.finetune.main(sys.argv[2:])))
 """
 
-# Started alone or by torchrun, with the settings' file and the run's folder.
+# Started alone or by torchrun, with the settings' file, the run's folder and cores per process.
 LOOP = """
 import os
 import sys
@@ -104,7 +111,7 @@ def main():
         dist.init_process_group()
     device = pick_device()
     if device.type == "cpu":
-        prepare_cpu(os.cpu_count() // workers)
+        prepare_cpu(int(sys.argv[4]))
     precision = autocast_dtype(config.train.precision, device)
     data, state = open_data(config), init_state(config, device, precision)
     for event in fit(state, data, config, device=device, precision=precision):
@@ -145,8 +152,9 @@ if __name__ == "__main__":
 """
 
 
-def command(kind: str, scratch: Path, workers: int) -> list[str]:
+def command(kind: str, scratch: Path, workers: int, cores: int | None) -> list[str]:
     """Return the command that trains by `scratch`/settings.yaml into `scratch`/runs/run."""
+    cores = cores or (os.cpu_count() or 1) // workers
     script = scratch / "script.py"
     script.write_text({RAY: COMMAND, EMPTY: NOTHING}.get(kind, LOOP))
     settings, run = scratch / "settings.yaml", scratch / "runs" / "run"
@@ -155,15 +163,15 @@ def command(kind: str, scratch: Path, workers: int) -> list[str]:
         words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", workers, *words]
     if kind == RAY:
         words += [settings, "--storage", run.parent, "--name", run.name]
-        words += ["--launch.num-workers", workers]
+        words += ["--launch.num-workers", workers, "--launch.cpus-per-worker", cores]
     elif kind == EMPTY:
         words += [workers]
     else:
-        words += [settings, run]
+        words += [settings, run, cores]
     return [sys.executable, *map(str, words)]
 
 
-def train(kind: str, config: FinetuneConfig, workers: int) -> tuple[float, list[float]]:
+def train(kind: str, config: FinetuneConfig, share: Share) -> tuple[float, list[float]]:
     """Run a command to its end.
 
     Returns:
@@ -173,7 +181,7 @@ def train(kind: str, config: FinetuneConfig, workers: int) -> tuple[float, list[
         scratch = Path(folder)
         (scratch / "settings.yaml").write_text(to_yaml(config))
         (scratch / "runs").mkdir()
-        words = command(kind, scratch, workers)
+        words = command(kind, scratch, share.workers, share.cores)
         time.sleep(SECONDS_OF_REST)
         began = time.perf_counter()
         process = subprocess.Popen(
@@ -220,9 +228,9 @@ def main() -> None:
     epochs: dict[str, list[float]] = {kind: [] for kind in carriers}
     for _ in range(share.rounds):
         for kind in starts:
-            starts[kind].append(train(kind, one_step, share.workers)[0])
+            starts[kind].append(train(kind, one_step, share)[0])
         for kind in epochs:
-            epochs[kind] += train(kind, whole, share.workers)[1]
+            epochs[kind] += train(kind, whole, share)[1]
     text = ""
     lines: list[Measured] = []
     for title, unit, times in (

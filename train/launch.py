@@ -120,6 +120,10 @@ ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
 SECONDS_BETWEEN_RESIZES = 60.0
 # On the only machine, Ray's own processes take time from training: what serves a cluster is off.
 ALONE = {
+    # Workers compute in a thread of their own. By the time that `prepare_cpu` speaks to glibc, it
+    # has memory apart from the rest, which goes back to the kernel at every step. (A runtime
+    # environment would reach the workers of any cluster, and start them six seconds later.)
+    "MALLOC_ARENA_MAX": "1",
     # Ray's default of 15 starves training whose threads wait for one another on a busy machine.
     "RAY_worker_niceness": "0",
     # Nobody takes this machine back with notice.
@@ -178,7 +182,13 @@ def start_ray(launch: ClusterConfig) -> None:
     # minutes for one that is long gone.
     address = "local" if launch.is_local else launch.address
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # Nobody looks at a cluster that lasts as long as one command.
+            include_dashboard=False if launch.is_local else None,
+        )
     except ConnectionError as error:
         raise InputError(
             f"launch.address is {launch.address!r} (RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}): "
