@@ -403,7 +403,7 @@ def step_on_a_rank(rank, world_size, folder):
 
 
 # Three ranks have 2, 1 and 1 of the 4 images.
-@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("num_ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_ranks_step_as_one_process_with_the_whole_batch(tmp_path, num_ranks):
     spawn(step_on_a_rank, (num_ranks, str(tmp_path)), num_ranks)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]

@@ -129,7 +129,11 @@ def test_stroke_supervision_needs_no_masks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "norm"), [("unet", "batch"), ("attention_resunet", "group")]
+    ("architecture", "norm"),
+    [
+        ("unet", "batch"),
+        pytest.param("attention_resunet", "group", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_and_resumed_run_equals_the_undisturbed_one(tiny_data, architecture, norm):
     changes = {"model__architecture": architecture, "model__norm": norm, "train__epochs": 4}
