@@ -152,9 +152,10 @@ if __name__ == "__main__":
 """
 
 
-def command(kind: str, scratch: Path, workers: int, cores: int | None) -> list[str]:
+def command(kind: str, scratch: Path, share: Share) -> list[str]:
     """Return the command that trains by `scratch`/settings.yaml into `scratch`/runs/run."""
-    cores = cores or (os.cpu_count() or 1) // workers
+    workers = share.workers
+    cores = share.cores or (os.cpu_count() or 1) // workers
     script = scratch / "script.py"
     script.write_text({RAY: COMMAND, EMPTY: NOTHING}.get(kind, LOOP))
     settings, run = scratch / "settings.yaml", scratch / "runs" / "run"
@@ -181,7 +182,7 @@ def train(kind: str, config: FinetuneConfig, share: Share) -> tuple[float, list[
         scratch = Path(folder)
         (scratch / "settings.yaml").write_text(to_yaml(config))
         (scratch / "runs").mkdir()
-        words = command(kind, scratch, share.workers, share.cores)
+        words = command(kind, scratch, share)
         time.sleep(SECONDS_OF_REST)
         began = time.perf_counter()
         process = subprocess.Popen(
