@@ -545,6 +545,10 @@ class CropsConfig:
     """Least and most share of the image's area in a global crop; None: by the number of images."""
     local_scale: tuple[float, float] | None = None
     """Least and most share of the image's area in a local crop; None: by the number of images."""
+    colours: Literal["paper", "gentle"] | None = None
+    """How far the views' colours move: paper (strong jitter, grey, blurred, solarised), or gentle
+    (light and saturation by a fifth, hardly any hue, slight blurs); None: by the number of images.
+    """
 
     def __post_init__(self) -> None:
         """Check the ranges."""

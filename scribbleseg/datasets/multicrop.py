@@ -1,14 +1,14 @@
 """Views of one image for DINO (arXiv 2104.14294), which takes them from BYOL (arXiv 2006.07733).
 
 Two global views and some local ones (multi-crop, arXiv 2006.09882), each cropped, mirrored,
-coloured, blurred and solarised on its own. Probabilities and ranges are the paper's. We deviate in
-the colours, for speed: hue turns about the grey axis (in YIQ, not HSV). That makes all changes
-linear in RGB and their order irrelevant, so they are one matrix and each pixel is clipped once.
+coloured, blurred and solarised on its own, as in the paper or more gently. We deviate in the
+colours, for speed: hue turns about the grey axis (in YIQ, not HSV). That makes all changes linear
+in RGB and their order irrelevant, so they are one matrix and each pixel is clipped once.
 """
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import cv2
@@ -31,19 +31,67 @@ _TO_RGB = np.linalg.inv(_TO_YIQ)
 _SOLARISED = np.minimum(np.arange(256), 255 - np.arange(256)).astype(np.uint8)
 
 
-def resolve_scales(crops: CropsConfig, num_images: int) -> CropsConfig:
-    """Fill in the shares of the image's area that crops have, where they are None.
+@dataclass(frozen=True, kw_only=True)
+class Colours:
+    """How far the colours of views move; factors are drawn from 1 - x to 1 + x."""
 
-    From 20,000 images on they are the paper's for ImageNet: 0.4 to 1 and 0.05 to 0.4. Fewer images
-    are soon known by heart unless the views differ more. So global crops may be smaller there, down
-    to 0.25, half-way to the 0.14 with which the authors train convolutional networks, and local
-    crops end where the global ones begin, so that they are always parts, never the whole.
+    jitter: float
+    """Probability that light, saturation and hue change."""
+    light: float
+    """Of the factors of brightness and contrast."""
+    saturation: float
+    """Of its factor."""
+    hue: float
+    """Turns, to both sides."""
+    grey: float
+    """Probability that a view is grey."""
+    blur: tuple[float, float, float]
+    """Probability of a blur in the first and the second global view, and in the local ones."""
+    sigma: float
+    """Largest standard deviation of a blur, in pixels of the view."""
+    solarise: float
+    """Probability that bright pixels of the second global view are inverted."""
+
+
+# The paper's, which are BYOL's.
+PAPER = Colours(
+    jitter=0.8,
+    light=0.4,
+    saturation=0.2,
+    hue=0.1,
+    grey=0.2,
+    blur=(1.0, 0.1, 0.5),
+    sigma=2.0,
+    solarise=0.2,
+)
+# Colour tells an object from what is around it: an encoder that is taught to overlook it has lost
+# what few images and few strokes have to say.
+GENTLE = Colours(
+    jitter=1.0,
+    light=0.2,
+    saturation=0.2,
+    hue=0.02,
+    grey=0.0,
+    blur=(0.2, 0.2, 0.2),
+    sigma=1.0,
+    solarise=0.0,
+)
+
+
+def resolve_crops(crops: CropsConfig, num_images: int) -> CropsConfig:
+    """Fill in how large crops are and how their colours move, where that is None.
+
+    From 20,000 images on it is the paper's for ImageNet: 0.4 to 1 and 0.05 to 0.4 of the area.
+    Fewer images are soon known by heart unless the crops differ more. So global ones may be smaller
+    there, down to 0.25, half-way to the 0.14 with which the authors train convolutional networks,
+    and local crops end where the global ones begin, so that they are always parts, never the whole.
     """
     few = num_images < FEW_IMAGES
     return replace(
         crops,
         global_scale=crops.global_scale or ((0.25, 1.0) if few else (0.4, 1.0)),
         local_scale=crops.local_scale or ((0.05, 0.25) if few else (0.05, 0.4)),
+        colours=crops.colours or ("gentle" if few else "paper"),
     )
 
 
@@ -54,7 +102,7 @@ class MultiCrop(Dataset[dict[str, Any]]):
     cache: ImageCache
     """Decoded images."""
     crops: CropsConfig
-    """Number, sizes and scales of the views; see `resolve_scales` for those that are None."""
+    """Number, sizes and scales of the views; see `resolve_crops` for what is None."""
     seed: int
     """First part of the key of every draw."""
 
@@ -85,12 +133,16 @@ class MultiCrop(Dataset[dict[str, Any]]):
 
     @cached_property
     def _kinds(self) -> tuple["ViewKind", "ViewKind", "ViewKind"]:
-        crops = resolve_scales(self.crops, len(self))
+        crops = resolve_crops(self.crops, len(self))
         assert crops.global_scale is not None and crops.local_scale is not None
+        colours = PAPER if crops.colours == "paper" else GENTLE
+        first, second, local = colours.blur
+        large = partial(ViewKind, crops.global_size, crops.global_scale, colours)
+        small = partial(ViewKind, crops.local_size, crops.local_scale, colours)
         return (
-            ViewKind(crops.global_size, crops.global_scale, blur=1.0, solarise=0.0),
-            ViewKind(crops.global_size, crops.global_scale, blur=0.1, solarise=0.2),
-            ViewKind(crops.local_size, crops.local_scale, blur=0.5, solarise=0.0),
+            large(blur=first, solarise=0.0),
+            large(blur=second, solarise=colours.solarise),
+            small(blur=local, solarise=0.0),
         )
 
 
@@ -102,6 +154,8 @@ class ViewKind:
     """Side s, in pixels."""
     scale: tuple[float, float]
     """Least and most share of the image's area."""
+    colours: Colours
+    """How far they move."""
     blur: float
     """Probability of a Gaussian blur."""
     solarise: float
@@ -112,29 +166,30 @@ class ViewKind:
     ) -> UInt8[np.ndarray, "s s 3"]:
         """Draw a view of an image; colours come last, because they are cheap on small pictures."""
         view = random_resized_crop(image, self.size, self.scale, generator)
-        view = change_colours(view, generator)
+        view = change_colours(view, self.colours, generator)
         if generator.random() < self.blur:
-            view = cv2.GaussianBlur(view, (0, 0), sigmaX=generator.uniform(0.1, 2.0))
+            sigma = generator.uniform(0.1, self.colours.sigma)
+            view = cv2.GaussianBlur(view, (0, 0), sigmaX=sigma)
         if generator.random() < self.solarise:
             view = cv2.LUT(view, _SOLARISED)
         return view
 
 
 def change_colours(
-    image: UInt8[np.ndarray, "h w 3"], generator: np.random.Generator
+    image: UInt8[np.ndarray, "h w 3"], colours: Colours, generator: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Jitter the colours of four images in five, and turn one in five grey.
+    """Change light, saturation and hue, or turn the image grey, each by chance.
 
     Contrast is taken about the mean luma, which neither hue nor saturation changes: the factors
     can be applied in any order, and at once.
     """
     brightness = contrast = saturation = 1.0
     hue = 0.0
-    if generator.random() < 0.8:
-        brightness, contrast = generator.uniform(0.6, 1.4, 2)
-        saturation = generator.uniform(0.8, 1.2)
-        hue = 2 * math.pi * generator.uniform(-0.1, 0.1)
-    if generator.random() < 0.2:
+    if generator.random() < colours.jitter:
+        brightness, contrast = generator.uniform(1 - colours.light, 1 + colours.light, 2)
+        saturation = generator.uniform(1 - colours.saturation, 1 + colours.saturation)
+        hue = 2 * math.pi * generator.uniform(-colours.hue, colours.hue)
+    if generator.random() < colours.grey:
         saturation = 0.0
     cos, sin = saturation * math.cos(hue), saturation * math.sin(hue)
     matrix = _TO_RGB @ np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]]) @ _TO_YIQ

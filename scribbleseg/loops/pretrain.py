@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from scribbleseg.config import PretrainConfig
 from scribbleseg.datasets.cache import SceneCache
-from scribbleseg.datasets.multicrop import FEW_IMAGES, MultiCrop, resolve_scales
+from scribbleseg.datasets.multicrop import FEW_IMAGES, MultiCrop, resolve_crops
 from scribbleseg.datasets.pictures import ImageCache, list_images
 from scribbleseg.datasets.transforms import normalise
 from scribbleseg.distributed import broadcast_float, data_parallel, rank, reduce_gradients
@@ -67,7 +67,7 @@ def resolve(config: PretrainConfig, num_images: int) -> PretrainConfig:
 
     return replace(
         config,
-        crops=resolve_scales(config.crops, num_images),
+        crops=resolve_crops(config.crops, num_images),
         dino=replace(
             dino,
             out_dim=pick(dino.out_dim, 1024, 65536),
@@ -123,7 +123,7 @@ def open_data(config: PretrainConfig) -> PretrainData:
             list_probe_scenes(config.probe, config.data.cache_dir), config.data.cache_dir
         )
     samples = MultiCrop(
-        cache=cache, crops=resolve_scales(config.crops, len(cache)), seed=config.train.seed
+        cache=cache, crops=resolve_crops(config.crops, len(cache)), seed=config.train.seed
     )
     return PretrainData(samples=samples, probed=probed)
 

@@ -1,6 +1,7 @@
 """Views for DINO: their shapes, their randomness, and colours against torchvision's."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch.utils.data import DataLoader
 
 from scribbleseg.config import CropsConfig
 from scribbleseg.datasets import multicrop, transforms
-from scribbleseg.datasets.multicrop import MultiCrop, ViewKind, change_colours, resolve_scales
+from scribbleseg.datasets.multicrop import (
+    GENTLE,
+    PAPER,
+    MultiCrop,
+    ViewKind,
+    change_colours,
+    resolve_crops,
+)
 from scribbleseg.datasets.pictures import ImageCache, list_images
 from scribbleseg.datasets.transforms import random_resized_crop, worker_init
 
@@ -157,7 +165,7 @@ def test_half_of_the_crops_are_mirrored() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (300, 1), (31, 2000)])
 def test_any_shape_can_be_seen(height: int, width: int) -> None:
-    kind = ViewKind(32, (0.05, 1.0), blur=1.0, solarise=1.0)
+    kind = ViewKind(32, (0.05, 1.0), PAPER, blur=1.0, solarise=1.0)
     for seed in range(10):
         view = kind.draw(np.zeros((height, width, 3), np.uint8), np.random.default_rng(seed))
         assert view.shape == (32, 32, 3)
@@ -179,13 +187,15 @@ def test_colours_are_torchvisions(muted: np.ndarray) -> None:
     expected = oracle.adjust_saturation(expected, saturation)
     expected = oracle.adjust_contrast(expected, contrast)
     expected = oracle.adjust_brightness(expected, brightness) * 255
-    changed = change_colours(muted, draws).transpose(2, 0, 1)
+    changed = change_colours(muted, PAPER, draws).transpose(2, 0, 1)
     assert np.abs(changed - expected.numpy()).max() < 0.7
 
 
 def test_hue_turns_as_torchvisions_does_and_keeps_luma(muted: np.ndarray) -> None:
     turn = 0.08
-    changed = change_colours(muted, Chosen([0.0, 1.0], [(1.0, 1.0), 1.0, turn])).astype(float)
+    changed = change_colours(muted, PAPER, Chosen([0.0, 1.0], [(1.0, 1.0), 1.0, turn])).astype(
+        float
+    )
     luma = np.array([0.299, 0.587, 0.114])
     assert np.abs((changed - muted) @ luma).max() < 1
     picture = torch.from_numpy(muted.transpose(2, 0, 1))
@@ -198,24 +208,38 @@ def test_hue_turns_as_torchvisions_does_and_keeps_luma(muted: np.ndarray) -> Non
 
 
 def test_grey_is_grey_and_nothing_is_nothing(muted: np.ndarray) -> None:
-    grey = change_colours(muted, Chosen([1.0, 0.0], []))
+    grey = change_colours(muted, PAPER, Chosen([1.0, 0.0], []))
     expected = oracle.rgb_to_grayscale(torch.from_numpy(muted.transpose(2, 0, 1)))[0].numpy()
     assert np.abs(grey.astype(int) - expected[..., None].astype(int)).max() <= 1
-    np.testing.assert_array_equal(change_colours(muted, Chosen([1.0, 1.0], [])), muted)
+    np.testing.assert_array_equal(change_colours(muted, PAPER, Chosen([1.0, 1.0], [])), muted)
 
 
 def test_colours_change_as_often_as_the_paper_says(muted: np.ndarray) -> None:
-    changed = [change_colours(muted, np.random.default_rng(seed)) for seed in range(800)]
+    changed = [change_colours(muted, PAPER, np.random.default_rng(seed)) for seed in range(800)]
     grey = np.mean([bool((np.ptp(image.astype(int), axis=2) <= 1).all()) for image in changed])
     same = np.mean([np.array_equal(image, muted) for image in changed])
     np.testing.assert_allclose(grey, 0.2, atol=0.04)
     np.testing.assert_allclose(same, 0.2 * 0.8, atol=0.04)
 
 
-def test_blur_and_solarise_fall_on_the_views_of_the_paper(
-    cache: ImageCache, monkeypatch: pytest.MonkeyPatch
+def test_gentle_colours_change_always_and_little(muted: np.ndarray) -> None:
+    changed = [change_colours(muted, GENTLE, np.random.default_rng(seed)) for seed in range(200)]
+    lights = np.array([image.mean() for image in changed]) / muted.mean()
+    assert 0.75 < lights.min() < 0.85 and 1.15 < lights.max() < 1.25
+    assert not any(np.array_equal(image, muted) for image in changed)
+    # Where paper's views lose their colour or turn it, these keep which pixel is the bluer one.
+    halves = [image[12:].astype(float).mean((0, 1)) - image[:12].mean((0, 1)) for image in changed]
+    assert all(half[1] > half[2] > half[0] for half in halves)
+
+
+@pytest.mark.parametrize(
+    ("colours", "blurs", "solarised"),
+    [("paper", (1.0, 0.1, 0.5), (0.0, 0.2, 0.0)), ("gentle", (0.2, 0.2, 0.2), (0.0, 0.0, 0.0))],
+)
+def test_blur_and_solarise_fall_on_the_views_they_should(
+    cache: ImageCache, monkeypatch: pytest.MonkeyPatch, colours: Any, blurs: Any, solarised: Any
 ) -> None:
-    monkeypatch.setattr(multicrop, "change_colours", lambda image, draws: image)
+    monkeypatch.setattr(multicrop, "change_colours", lambda image, colours, draws: image)
     # A bright checkerboard, larger than any view: a blur flattens it, solarising makes it dark.
     image = 160 + 90 * (np.indices((400, 400)).sum(0) % 2).astype(np.uint8)
     image = np.repeat(image[..., None], 3, axis=2)
@@ -224,12 +248,11 @@ def test_blur_and_solarise_fall_on_the_views_of_the_paper(
         return image[:size, :size].copy()
 
     monkeypatch.setattr(multicrop, "random_resized_crop", cut)
-    for kind, blur, solarise in zip(
-        make_views(cache)._kinds, (1.0, 0.1, 0.5), (0.0, 0.2, 0.0), strict=True
-    ):
+    kinds = make_views(cache, crops=replace(CROPS, colours=colours))._kinds
+    for kind, blur, solarise in zip(kinds, blurs, solarised, strict=True):
         views = [kind.draw(image, np.random.default_rng(seed)) for seed in range(500)]
         dark = np.mean([view.mean() < 128 for view in views])
-        # One sigma in ten is below 0.3 pixels, which changes next to nothing.
+        # A sigma below 0.3 pixels, one in ten or five, changes next to nothing.
         flat = np.mean([np.ptp(view[8:-8, 8:-8].astype(int)) < 88 for view in views])
         np.testing.assert_allclose(dark, solarise, atol=0.05 * (solarise > 0))
         np.testing.assert_allclose(flat, 0.9 * blur, atol=0.07)
@@ -242,16 +265,16 @@ def test_solarise_is_pillows() -> None:
     np.testing.assert_array_equal(multicrop._SOLARISED[levels], expected)
 
 
-def test_scales_follow_the_number_of_images() -> None:
+def test_scales_and_colours_follow_the_number_of_images() -> None:
     for num_images, expected in (
-        (1, ((0.25, 1.0), (0.05, 0.25))),
-        (19_999, ((0.25, 1.0), (0.05, 0.25))),
-        (20_000, ((0.4, 1.0), (0.05, 0.4))),
+        (1, ((0.25, 1.0), (0.05, 0.25), "gentle")),
+        (19_999, ((0.25, 1.0), (0.05, 0.25), "gentle")),
+        (20_000, ((0.4, 1.0), (0.05, 0.4), "paper")),
     ):
-        crops = resolve_scales(CROPS, num_images)
-        assert (crops.global_scale, crops.local_scale) == expected
+        crops = resolve_crops(CROPS, num_images)
+        assert (crops.global_scale, crops.local_scale, crops.colours) == expected
         assert crops.num_local == CROPS.num_local
-        assert resolve_scales(crops, 10**9) == crops
+        assert resolve_crops(crops, 10**9) == crops
     own = CropsConfig(global_scale=(0.14, 1.0))
-    assert resolve_scales(own, 100).global_scale == (0.14, 1.0)
-    assert resolve_scales(own, 100).local_scale == (0.05, 0.25)
+    assert resolve_crops(own, 100).global_scale == (0.14, 1.0)
+    assert resolve_crops(own, 100).local_scale == (0.05, 0.25)
