@@ -4,7 +4,8 @@ The two tables of the 2025 report, made fair and repeatable:
 
 - Encoders are pretrained once (seed 0) and shared by all fine-tuning seeds, so the spread over
   seeds is that of fine-tuning alone; `--pretrain-seeds` adds pretraining's own. Attention-ResUNet
-  has ResUNet's encoder, and starts from the same run.
+  has ResUNet's encoder, and starts from the same run. Encoders that were pretrained before, on
+  better hardware maybe, are given with `--pretrained`.
 - Pretraining sees all images, those held out for validation among them, but no labels.
 - The last checkpoint of every run is scored, not the best one: nothing is chosen on the validation
   images, which would be kind to whichever run fluctuates most.
@@ -18,12 +19,15 @@ Every run is a run folder of its own under STORAGE/NAME, trained like those of `
 import itertools
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from scribbleseg.checkpoint import read_model
 from scribbleseg.cli import exit_status, say
 from scribbleseg.config import (
     Architecture,
@@ -43,7 +47,7 @@ from scribbleseg.models import encoder_settings
 from scribbleseg.report import curves, tables
 from scribbleseg.report.page import template, variables
 from scribbleseg.report.tables import Table
-from scribbleseg.runs import RunFolder
+from scribbleseg.runs import RunFolder, find_checkpoint
 from train.command import Order, base_config, carry_out, finetune_rank, pretrain_rank, usage
 from train.estimate import time_steps
 from train.launch import (
@@ -103,6 +107,10 @@ class AblationJob:
     pretrain_seeds: int = 1
     """Pretraining runs per encoder; fine-tuning seed s starts from the encoder of seed s modulo
     this (1 to seeds).
+    """
+    pretrained: tuple[str, ...] = ()
+    """Finished runs of `train.pretrain`, or checkpoints of them, whose encoders are taken as they
+    are: one per kind of encoder; what is missing is pretrained.
     """
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Hardware and storage."""
@@ -173,7 +181,7 @@ def main(arguments: Sequence[str]) -> None:
     if record.get("finished"):
         say(f"{place} is finished; another --name does it again beside it")
         return
-    runs = plan(job, place)
+    runs = plan(job, place, read_encoders(job))
     record = {
         "format": 1,
         "recipe": recipe,
@@ -220,15 +228,56 @@ def settle(job: AblationJob, base: AblationJob) -> AblationJob:
         list_scenes(root, data.split, need_masks=True, cache_dir=data.cache_dir)
         list_images(images, job.pretrain.data.cache_dir)
     finetune = replace(job.finetune, data=absolute_data(replace(data, root=root)))
-    return replace(job, finetune=finetune, data_root=root, images=images)
+    pretrained = tuple(map(absolute, job.pretrained))
+    return replace(job, finetune=finetune, data_root=root, images=images, pretrained=pretrained)
 
 
-def plan(job: AblationJob, place: str) -> list[Run]:
-    """Return all runs in their order: encoders first, then every cell's first seed, and so on."""
+def read_encoders(job: AblationJob) -> dict[object, str]:
+    """Return where the given encoders are, by their kind.
+
+    Raises:
+        InputError: one that cannot be read, is not from pretraining, or fits no network.
+    """
+    models = [replace(job.finetune.model, architecture=each) for each in job.architectures]
+    wanted = {settings["encoder"]: settings for settings in map(encoder_settings, models)}
+    found: dict[object, str] = {}
+    for reference in job.pretrained:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = find_checkpoint(reference, Path(scratch) / "checkpoint")
+            config = read_model(folder).config
+        if not isinstance(config, PretrainConfig):
+            raise InputError(
+                f"pretrained: {reference} is a segmentation network; expected a run of "
+                "`train.pretrain`"
+            )
+        given = encoder_settings(config.model)
+        kind = given["encoder"]
+        if wanted.get(kind) != given:
+            raise InputError(
+                f"pretrained: {reference} holds an encoder of {given}; expected one of "
+                f"{', '.join(map(str, wanted.values()))}"
+            )
+        if kind in found:
+            raise InputError(f"pretrained: {reference} and {found[kind]} are both of {given}")
+        found[kind] = reference
+    return found
+
+
+def plan(job: AblationJob, place: str, given: Mapping[object, str]) -> list[Run]:
+    """Return all runs in their order: encoders first, then every cell's first seed, and so on.
+
+    Args:
+        job: What is compared.
+        place: Where the runs' folders are.
+        given: Encoders that need no pretraining, see `read_encoders`.
+    """
     pretraining: dict[str, Run] = {}
     for architecture, seed in itertools.product(job.architectures, range(job.pretrain_seeds)):
         model = replace(job.finetune.model, architecture=architecture)
-        name = f"pretrain-{encoder_settings(model)['encoder']}-s{seed}"
+        kind = encoder_settings(model)["encoder"]
+        if kind in given:
+            continue
+        name = f"pretrain-{kind}-s{seed}"
         config = replace(
             job.pretrain,
             model=model,
@@ -240,13 +289,14 @@ def plan(job: AblationJob, place: str) -> list[Run]:
     cells = itertools.product(range(job.seeds), job.shares, job.architectures, ("scratch", "dino"))
     for seed, share, architecture, start in cells:
         model = replace(job.finetune.model, architecture=architecture)
-        encoder = f"pretrain-{encoder_settings(model)['encoder']}-s{seed % job.pretrain_seeds}"
+        kind = encoder_settings(model)["encoder"]
+        encoder = given.get(kind, f"{place}/pretrain-{kind}-s{seed % job.pretrain_seeds}")
         config = replace(
             job.finetune,
             model=model,
             data=replace(job.finetune.data, share=share),
             train=replace(job.finetune.train, seed=seed),
-            init_from=f"{place}/{encoder}" if start == "dino" else None,
+            init_from=encoder if start == "dino" else None,
         )
         finetuning.append(Run(name=f"{architecture}-{start}-s{seed}-share{share}", config=config))
     return [*pretraining.values(), *finetuning]
@@ -326,6 +376,7 @@ def explain(job: AblationJob, num_images: int) -> str:
         f"{part}; the last checkpoint of each run, so nothing was chosen on these images. DINO: "
         f"{job.pretrain_seeds} pretraining run(s) per encoder, on images without their labels"
         + (", the validation images among them" if job.images == (data.root,) else "")
+        + (f"; given: {', '.join(job.pretrained)}" if job.pretrained else "")
         + ". Differences are taken image by image, each averaged over the seeds first, with a 95 % "
         "bootstrap interval over images: where it holds 0, the two may be equally good. It speaks "
         "of other images, not of other seeds, whose spread is the ± above."

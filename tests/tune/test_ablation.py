@@ -3,14 +3,18 @@
 import csv
 import json
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from scribbleseg.checkpoint import read_model
+from scribbleseg.checkpoint import read_model, write_model
 from scribbleseg.cli import exit_status
+from scribbleseg.config import FinetuneConfig, ModelConfig, PretrainConfig
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import Row
+from scribbleseg.manifest import write_manifest
+from scribbleseg.models import build_model
 from scribbleseg.runs import RunFolder
 from train.recipes import PRETRAIN_RECIPES, RECIPES
 from tune.ablation import (
@@ -19,6 +23,7 @@ from tune.ablation import (
     main,
     mean_history,
     plan,
+    read_encoders,
     settle,
 )
 from tune.comparison import METRICS, Cell, figures, score, to_csv, to_tables
@@ -54,7 +59,7 @@ def test_recipes_of_finetuning_and_pretraining_come_in_pairs():
 
 
 def test_encoders_come_first_and_are_shared(tiny_data):
-    runs = plan(make_job(tiny_data, seeds=2), "/runs/a")
+    runs = plan(make_job(tiny_data, seeds=2), "/runs/a", {})
     names = [run.name for run in runs]
     assert names[:2] == ["pretrain-unet-s0", "pretrain-resunet-s0"]
     assert names[2:8] == [
@@ -76,7 +81,7 @@ def test_shares_and_pretraining_seeds_multiply_the_plan(tiny_data):
     job = make_job(
         tiny_data, seeds=3, pretrain_seeds=2, shares=(0.25, 1.0), architectures=("resunet",)
     )
-    configs = {run.name: run.config for run in plan(job, "/a")}
+    configs = {run.name: run.config for run in plan(job, "/a", {})}
     assert len(configs) == 2 + 3 * 2 * 2
     assert configs["pretrain-resunet-s1"].train.seed == 1
     ends = [configs[f"resunet-dino-s{seed}-share0.25"].init_from[-2:] for seed in range(3)]
@@ -84,8 +89,42 @@ def test_shares_and_pretraining_seeds_multiply_the_plan(tiny_data):
     assert configs["resunet-scratch-s2-share0.25"].data.share == 0.25
 
 
+def save(folder, config):
+    weights = build_model(config.model).encoder.state_dict()
+    write_model(folder, config=config, weights=weights, metrics={})
+    write_manifest(folder)
+    return str(folder)
+
+
+def test_given_encoders_are_not_pretrained_again(tiny_data, tmp_path):
+    resunet = save(
+        tmp_path / "r", PretrainConfig(model=ModelConfig(architecture="resunet", depth=5))
+    )
+    job = make_job(tiny_data, pretrained=(resunet,))
+    configs = {run.name: run.config for run in plan(job, "/a", read_encoders(job))}
+    assert [name for name in configs if name.startswith("pretrain")] == ["pretrain-unet-s0"]
+    starts = [configs[f"{each}-dino-s0-share1.0"].init_from for each in job.architectures]
+    assert starts == ["/a/pretrain-unet-s0", resunet, resunet]
+    assert configs["resunet-scratch-s0-share1.0"].init_from is None
+
+
+def test_encoders_that_fit_nothing_are_refused_by_name(tiny_data, tmp_path):
+    model = JOBS["demo"]().finetune.model
+    wide = save(tmp_path / "wide", PretrainConfig(model=replace(model, width=24)))
+    whole = save(tmp_path / "whole", FinetuneConfig(model=model))
+    right = save(tmp_path / "right", PretrainConfig(model=model))
+    for given, message in (
+        ((wide,), "wide holds an encoder of"),
+        ((whole,), "is a segmentation network; expected a run of `train.pretrain`"),
+        ((right, right), "are both of"),
+        ((str(tmp_path / "none"),), "none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_encoders(make_job(tiny_data, pretrained=given))
+
+
 def test_scratch_and_dino_differ_in_their_start_alone(tiny_data):
-    configs = {run.name: run.config for run in plan(make_job(tiny_data), "/a")}
+    configs = {run.name: run.config for run in plan(make_job(tiny_data), "/a", {})}
     one, other = (vars(configs[f"unet-{start}-s0-share1.0"]) for start in ("scratch", "dino"))
     assert {key for key in one if one[key] != other[key]} == {"init_from"}
 
