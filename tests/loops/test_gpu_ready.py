@@ -1,4 +1,4 @@
-"""What keeps a GPU busy, checked without one: nothing in a step asks the device for a value.
+"""What keeps a GPU busy, checked with none too: nothing in a step asks the device for a value.
 
 The check list: no host copy in the step; batches pinned and copied without blocking where there is
 a GPU, and only there; networks that compile as one graph.
@@ -119,6 +119,29 @@ def test_no_step_of_pretraining_waits_for_the_device() -> None:
     step()
     with NoReads():
         step()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "changes", [{}, {"model.matching": True}, {"model.architecture": "vit_unet"}]
+)
+def test_on_a_gpu_a_step_waits_for_nothing_and_agrees_with_the_cpu(changes) -> None:
+    config = override(FinetuneConfig(), {"model.width": 8, "train.batch_size": 4} | changes)
+    losses: dict[str, float] = {}
+    for name in ("cpu", "cuda"):
+        device = torch.device(name)
+        state = init_state(config, device, None)
+        arguments = {"device": device, "precision": None, "num_steps": 10}
+        losses[name] = train_step(state, state.model, batch(), config, **arguments).item()
+    assert losses["cuda"] == pytest.approx(losses["cpu"], abs=1e-3)
+    pinned = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch().items()}
+    train_step(state, state.model, pinned, config, **arguments)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(state, state.model, pinned, config, **arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 class NoSamples(Dataset[dict[str, Any]]):
