@@ -4,9 +4,9 @@ Each pixel takes the label of the stroke that is nearest in feature space. The f
 pixels of one object come to look alike to the encoder and different from their surroundings, which
 is what fine-tuning needs; it costs milliseconds per image and has no settings to tune.
 
-All levels count, and count the same: the decoder sees all of them too, fine ones know colour and
-edges, coarse ones what a thing is, and a choice among them would be one more setting that fits one
-architecture only.
+The levels at strides 4 to 16 count, and count the same. Finer ones know colour and edges, for which
+random weights do as well; with them the figure hardly told a pretrained encoder from a random one
+whose normalisation had seen a few images. On coarser ones a stroke and what is beside it are one.
 """
 
 from collections.abc import Generator, Iterable, Sequence
@@ -33,6 +33,8 @@ GRID_STRIDE = 4
 """Network pixels per cell of the grid on which features are compared."""
 PERCENTILES = (0.02, 0.98)
 """Shares of a picture's values that become black and full brightness."""
+FINEST_STRIDE, COARSEST_STRIDE = 4, 16
+"""Of the levels that count, in network pixels."""
 # Similarities are computed for this many pixels at a time: all at once they grow with the square
 # of the image's area.
 CHUNK = 4096
@@ -93,6 +95,19 @@ def probe(
             prediction = to_mask(logits[0, 0], scene.scribbles, honour_strokes=False)
             scores.append(confusion(prediction, scene.mask).miou)
     return fmean(scores)
+
+
+def levels_that_count(
+    maps: Sequence[Float[Tensor, "1 _ _ _"]], image: Float[Tensor, "1 3 h w"]
+) -> list[Float[Tensor, "1 _ _ _"]]:
+    """Return those of an encoder's maps that have a stride of 4 to 16, or else its coarsest one."""
+    strides = [image.shape[-1] / each.shape[-1] for each in maps]
+    kept = [
+        each
+        for each, stride in zip(maps, strides, strict=True)
+        if FINEST_STRIDE <= stride <= COARSEST_STRIDE
+    ]
+    return kept or [maps[-1]]
 
 
 def dense_features(
@@ -196,7 +211,7 @@ def _look(
     # The largest of each cell: a thin stroke must not vanish.
     drawn = F.max_pool2d(strokes, GRID_STRIDE)[0] > 0
     height, width = drawn.shape[-2:]
-    features = dense_features(encoder(image), (height, width))
+    features = dense_features(levels_that_count(encoder(image), image), (height, width))
     # Cells that hold nothing but padding are left out.
     rows, columns = (-(-side // GRID_STRIDE) for side in seen)
     return features[:, :rows, :columns], drawn[:, :rows, :columns], seen

@@ -19,6 +19,7 @@ from scribbleseg.probe import (
     attention_picture,
     dense_features,
     feature_picture,
+    levels_that_count,
     list_probe_scenes,
     nearest_stroke_logits,
     probe,
@@ -42,7 +43,7 @@ class Planted(nn.Module):
         return self.features(image)
 
 
-COLOUR = Planted(lambda image: [image, F.avg_pool2d(image, 8)])
+COLOUR = Planted(lambda image: [image, F.avg_pool2d(image, 4), F.avg_pool2d(image, 8)])
 NOISE = Planted(lambda image: [torch.randn(1, 16, *image.shape[2:], generator=seeded())])
 COLLAPSED = Planted(lambda image: [torch.ones_like(image)])
 
@@ -115,6 +116,16 @@ def test_every_level_counts_the_same():
     # Fine maps shrink by averages.
     averages = F.normalize(F.avg_pool2d(maps[0], 4), dim=1)[0].flatten(1)
     torch.testing.assert_close(alone[0], averages)
+
+
+@pytest.mark.parametrize(
+    ("strides", "kept"),
+    [([1, 2, 4, 8, 16, 32], [4, 8, 16]), ([1, 2], [2]), ([16, 16, 16, 16], [16, 16, 16, 16])],
+)
+def test_levels_of_strides_4_to_16_count(strides: list[int], kept: list[int]):
+    image = torch.zeros(1, 3, 64, 96)
+    maps = [torch.zeros(1, 5, 64 // stride, 96 // stride) for stride in strides]
+    assert [96 // each.shape[-1] for each in levels_that_count(maps, image)] == kept
 
 
 def test_a_one_pixel_stroke_survives():
