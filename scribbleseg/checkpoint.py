@@ -171,7 +171,8 @@ def read_model(folder: Path) -> Checkpoint:
 def slim(folder: Path) -> None:
     """Make a checkpoint fit to be given away, in place.
 
-    Weights become half precision, which prediction turns back into float32. What only the run that
+    Kernels become half precision, which prediction turns back into float32; vectors are few, and
+    among them are variances, which can be larger than half precision knows. What only the run that
     wrote it could use goes: the state of training, and the folders of its data.
 
     Raises:
@@ -187,7 +188,7 @@ def slim(folder: Path) -> None:
         data = dataclasses.replace(found.config.data, roots=(), cache_dir=None)
         config = dataclasses.replace(found.config, data=data, probe=probe)
     halved = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
+        name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
         for name, tensor in found.weights.items()
     }
     (folder / MANIFEST).unlink()

@@ -707,6 +707,16 @@ def test_safetensors_files_are_what_other_tools_read(folder: Path) -> None:
     torch.testing.assert_close(found, dict(network().state_dict()), rtol=0, atol=0)
 
 
+def test_a_slim_checkpoint_keeps_a_variance_that_half_precision_has_no_number_for(tmp_path: Path):
+    weights = network().state_dict()
+    name = next(name for name in weights if name.endswith("running_var"))
+    weights[name][0] = 70_000.0
+    write_model(tmp_path, config=CONFIG, weights=weights, metrics={})
+    write_manifest(tmp_path)
+    slim(tmp_path)
+    assert torch.equal(read_model(tmp_path).weights[name], weights[name])
+
+
 def test_a_slim_checkpoint_tells_nothing_of_where_it_came_from(folder: Path) -> None:
     before = read_model(folder)
     size = (folder / "model.safetensors").stat().st_size
