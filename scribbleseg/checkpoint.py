@@ -197,6 +197,20 @@ def slim(folder: Path) -> None:
     write_manifest(folder)
 
 
+def list_broken(weights: Mapping[str, Tensor]) -> str:
+    """Return the names of tensors that hold NaN or infinity; empty where all are whole.
+
+    Waits for the device.
+    """
+    return _list(
+        [
+            name
+            for name, tensor in weights.items()
+            if tensor.is_floating_point() and not tensor.isfinite().all()
+        ]
+    )
+
+
 def read_trainer(folder: Path) -> dict[str, Any]:
     """Read the state that a resumed run continues from, onto the CPU.
 

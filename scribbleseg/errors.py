@@ -10,4 +10,4 @@ class InputError(ValueError):
 
 
 class DivergedError(RuntimeError):
-    """Training produced a loss that is not a finite number; the last checkpoint is still good."""
+    """Training produced a number that is not finite; the last checkpoint is still good."""

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scribbleseg.checkpoint import list_broken
 from scribbleseg.config import FinetuneConfig
 from scribbleseg.datasets.transforms import normalise
 from scribbleseg.distributed import data_parallel, reduce_gradients, share_buffers
+from scribbleseg.errors import DivergedError
 from scribbleseg.evaluate import score_scenes
 from scribbleseg.loops.batches import Batch, RunData, cut
 from scribbleseg.loops.state import TrainState
@@ -101,9 +103,20 @@ def validate(
     device: torch.device,
     precision: torch.dtype | None,
 ) -> dict[str, float]:
-    """Return the metrics of all ranks' validation scenes, each scored at its own size."""
+    """Return the metrics of all ranks' validation scenes, each scored at its own size.
+
+    Raises:
+        DivergedError: the weights hold NaN or infinity. A loss need not show it: training
+            normalises by the batch, and only the averaged statistics may have left the numbers.
+    """
     # Normalisation statistics differ between ranks; rank 0's are the ones that are saved.
     share_buffers(model)
+    broken = list_broken(model.state_dict())
+    if broken:
+        raise DivergedError(
+            f"the averaged weights became NaN or infinite in {broken}; go on from an earlier "
+            "checkpoint with --init-from, at a lower --optim.learning-rate"
+        )
     metrics = SegmentationMetrics()
     scenes = (data.cache[index] for index in data.validation)
     for _ in score_scenes(model, scenes, config, device, metrics=metrics, precision=precision):
@@ -125,7 +138,7 @@ def fit(
     """Train from `state` to the end of the run, or of the epoch `until`; see `run_steps`.
 
     Raises:
-        DivergedError: the loss became NaN or infinite.
+        DivergedError: the loss, or the averaged weights, became NaN or infinite.
     """
     plan = data.plan(config, state.progress.step)
     set_recompute(state.model, config.train.recompute)

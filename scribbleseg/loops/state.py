@@ -105,9 +105,15 @@ def hand_over(model: SegmentationModel, config: FinetuneConfig, folder: Path) ->
     among them; the strokes' side path, the decoder and the head stay as they are.
 
     Raises:
-        InputError: a checkpoint that is damaged, or of another network.
+        InputError: a checkpoint that is damaged, holds NaN or infinity, or is of another network.
     """
     found = checkpoints.read_model(folder)
+    broken = checkpoints.list_broken(found.weights)
+    if broken:
+        raise InputError(
+            f"init_from is {config.init_from}: found NaN or infinity in {broken}, which training "
+            "would spread; choose another checkpoint, or pull this one again from its run"
+        )
     if isinstance(found.config, FinetuneConfig):
         checkpoints.transfer(model, found.weights)
         return

@@ -399,6 +399,23 @@ def test_training_starts_from_a_given_checkpoint(tiny_data, tmp_path):
         init_state(override(config, {"init_from": str(folder), "model.width": 16}), CPU, None)
 
 
+def test_numbers_that_are_none_are_neither_started_from_nor_scored(tiny_data, tmp_path):
+    from scribbleseg import checkpoint as checkpoints
+    from scribbleseg import manifest
+
+    config = settings(tiny_data, model__norm="batch")
+    state, data = start(config)
+    variances = [b for name, b in state.ema.named_buffers() if name.endswith("running_var")]
+    variances[0][1] = torch.inf
+    checkpoints.write_model(tmp_path, config=config, weights=state.ema.state_dict(), metrics={})
+    manifest.write_manifest(tmp_path)
+    with pytest.raises(InputError, match=r"NaN or infinity in encoder\.levels\.0.*running_var"):
+        init_state(override(config, {"init_from": str(tmp_path)}), CPU, None)
+    # The loss of training, which normalises by the batch, does not show it.
+    with pytest.raises(DivergedError, match=r"NaN or infinite in encoder\.levels\.0.*running_var"):
+        run(config, state, data)
+
+
 def test_the_plan_deals_global_batches_to_ranks():
     plans = [
         BatchPlan(num_samples=11, batch_size=4, epochs=2, seed=3, rank=r, world_size=2)
