@@ -71,7 +71,7 @@ def gpu() -> FinetuneConfig:
 
 
 def best() -> FinetuneConfig:
-    """An encoder trained on ImageNet, and strokes and scenes of every kind: how `released:best` began.
+    """An encoder trained on ImageNet, strokes and scenes of every kind: `released:best` began so.
 
     Needs the extra `lite`. About an hour on the benchmark on 2 cores.
     """
@@ -87,7 +87,7 @@ def best() -> FinetuneConfig:
 
 
 def scratch() -> FinetuneConfig:
-    """Nothing but the benchmark's own images and masks, random weights: `released:scratch`'s first.
+    """Only the benchmark's own images and masks, random weights: `released:scratch` began so.
 
     Recipe `cpu` with stroke matching, strokes of more kinds and some pasted objects, for an hour on
     2 cores. Half the scenes pasted and 100 epochs at 320 pixels gave 0.777 on fold 0, this 0.800;
