@@ -18,6 +18,7 @@ from benchmarks.measure import Scored
 from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments
 from scribbleseg.datasets.scenes import Scene, read_scene
+from scribbleseg.device import prepare_cpu
 from scribbleseg.metrics import image_scores
 from scribbleseg.predict import Predictor, load
 from scribbleseg.scribbles.encode import UNLABELLED
@@ -107,6 +108,7 @@ def main() -> None:
     bench: Interaction = parse_arguments(
         Interaction, sys.argv[1:], prog="python -m benchmarks.interaction"
     )
+    prepare_cpu(os.cpu_count() or 1)
     heads = [f"strokes to {target:.0%} (reached)" for target in TARGETS]
     heads += [f"IoU after {n} strokes" for n in range(2, 2 + NUM_ROUNDS_SHOWN)]
     heads += ["stroke pixels wrong before they are honoured"]

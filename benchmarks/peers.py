@@ -27,6 +27,7 @@ from benchmarks.measure import Scored
 from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments
 from scribbleseg.datasets.scenes import read_scene
+from scribbleseg.device import prepare_cpu
 from scribbleseg.evaluate import object_share
 from scribbleseg.metrics import SegmentationMetrics, bootstrap_interval
 from scribbleseg.predict import load
@@ -138,6 +139,7 @@ def score(name: str, method: Method, bench: Peers) -> str:
 def main() -> None:
     """Measure and print."""
     bench: Peers = parse_arguments(Peers, sys.argv[1:], prog="python -m benchmarks.peers")
+    prepare_cpu(os.cpu_count() or 1)
     methods: dict[str, Method] = {
         f"colour, {NUM_NEIGHBOURS} nearest neighbours": colour_neighbours,
         "random walker, at half size": walker,

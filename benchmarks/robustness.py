@@ -20,6 +20,7 @@ from benchmarks.measure import Scored
 from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments
 from scribbleseg.datasets.scenes import Scene, read_scene
+from scribbleseg.device import prepare_cpu
 from scribbleseg.metrics import SegmentationMetrics
 from scribbleseg.predict import Predictor, load
 from scribbleseg.scribbles.encode import BACKGROUND, UNLABELLED
@@ -107,6 +108,7 @@ def main() -> None:
     bench: Robustness = parse_arguments(
         Robustness, sys.argv[1:], prog="python -m benchmarks.robustness"
     )
+    prepare_cpu(os.cpu_count() or 1)
     found = {name: mious(load(name), bench) for name in bench.checkpoints}
     heads = "".join(f" {name} |" for name in found)
     sys.stdout.write(f"{bench.part}; mIoU; {os.cpu_count()} cores\n\n| strokes | |{heads}\n")
