@@ -85,6 +85,7 @@ def resolve_crops(crops: CropsConfig, num_images: int) -> CropsConfig:
     Fewer images are soon known by heart unless the crops differ more. So global ones may be smaller
     there, down to 0.25, half-way to the 0.14 with which the authors train convolutional networks,
     and local crops end where the global ones begin, so that they are always parts, never the whole.
+    Colours are the paper's from 20,000 images on too, and gentle for fewer: see `GENTLE`.
     """
     few = num_images < FEW_IMAGES
     return replace(
