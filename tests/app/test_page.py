@@ -102,7 +102,11 @@ def drop(page: Page, name: str, content: bytes) -> None:
 
 
 def stroke(page: Page, *points: tuple[float, float], button: str = "left") -> None:
-    """Draw a line through points given as shares of the canvas, and move off the canvas."""
+    """Draw a line through points given as shares of the canvas, and move off the canvas.
+
+    Waits for the picture: with none on it, dragging only moves the canvas about.
+    """
+    expect(page.locator("#name")).not_to_be_empty()
     box = page.locator("#view").bounding_box()
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
     page.mouse.move(*places[0])

@@ -78,10 +78,11 @@ const openPicture = tried(async (stem) => {
   for (const view of Object.values(views)) view.show(photo, strokes);
   history.replaceState(null, "", `#${encodeURIComponent(stem)}`);
   fit();
-  await refresh();
-  document.querySelector(`[aria-current=true]`)?.scrollIntoView({ block: "nearest" });
+  // Before anything is waited for: a stroke may be drawn from here on, and says its own.
   showProgress(told.progress);
   $("took").textContent = "";
+  await refresh();
+  document.querySelector(`[aria-current=true]`)?.scrollIntoView({ block: "nearest" });
   await showMasks(performance.now());
 });
 
