@@ -42,7 +42,9 @@ class DataVoc:
     out: Path
     """Folder to make."""
     downloads: Path | None = None
-    """Folder for VOC's own archive, kept for the next time; None: beside `out`."""
+    """Folder for VOC's own archive, kept for the next time; None: in the cache,
+    $SCRIBBLESEG_CACHE or ~/.cache/scribbleseg.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,9 @@ class DataPets:
     out: Path
     """Folder to make."""
     downloads: Path | None = None
-    """Folder for the data set's own archives, kept for the next time; None: beside `out`."""
+    """Folder for the data set's own archives, kept for the next time; None: in the cache,
+    $SCRIBBLESEG_CACHE or ~/.cache/scribbleseg.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -481,13 +485,12 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def evaluate_command(checkpoint: str, data: DataConfig) -> str:
+def scoring_command(checkpoint: str, data: DataConfig) -> str:
     """Return the command that scores a checkpoint on the samples its training held out."""
-    held_out = f"--split {data.split} --fold {data.fold}"
-    if data.fold is None:
-        held_out = f"--split {data.val_split or data.split}"
-    root = data.root or "DATA"
-    return f"scribbleseg evaluate --checkpoint {checkpoint} --data {root} {held_out}"
+    from scribbleseg.evaluate import evaluate_command
+
+    split = data.split if data.fold is not None else data.val_split or data.split
+    return evaluate_command(checkpoint, data.root or "DATA", split, data.fold)
 
 
 def pull(command: Pull) -> None:
@@ -509,7 +512,7 @@ def pull(command: Pull) -> None:
         say(f"mIoU {miou:.4f}, 95 % interval over images {interval}")
     say(f"verified: {folder}")
     if isinstance(found.config, FinetuneConfig):
-        say(f"evaluate it: {evaluate_command(str(folder), found.config.data)}")
+        say(f"evaluate it: {scoring_command(str(folder), found.config.data)}")
     else:
         say(f"fine-tune it: python -m train.finetune RECIPE --init-from {folder}")
 

@@ -394,7 +394,7 @@ class TrainConfig:
     alone.
     """
     keep: int = 2
-    """Checkpoints kept besides the best one (1 or more)."""
+    """Latest checkpoints that are kept, and the best one with them (1 or more)."""
 
     def validates(self, epoch: int) -> bool:
         """Return whether this epoch, from 1, ends with a validation, if there is data for one."""
@@ -661,12 +661,17 @@ class ProbeConfig:
     num_images: int = 32
     """Images, spread evenly over the sorted stems (1 or more)."""
     long_side: int = 256
-    """Longer side of an image, in network pixels (32 or more)."""
+    """Longer side of an image, in network pixels (32 to 8192)."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self.num_images >= 1, "probe.num_images", self.num_images, "1 or more")
-        require(self.long_side >= 32, "probe.long_side", self.long_side, "32 pixels or more")
+        require(
+            32 <= self.long_side <= MAX_SIDE,
+            "probe.long_side",
+            self.long_side,
+            f"32 to {MAX_SIDE} pixels",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ split first; they favour large objects. Both are written, and each is called by 
 import csv
 import dataclasses
 import io
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,13 @@ def list_scored(
         return scenes
     kept = set(fold_stems([scene.stem for scene in scenes], fold, num_folds)[1])
     return [scene for scene in scenes if scene.stem in kept]
+
+
+def evaluate_command(checkpoint: str, root: str, split: str, fold: int | None) -> str:
+    """Return the command that scores a checkpoint."""
+    words = ["scribbleseg", "evaluate", "--checkpoint", checkpoint, "--data", root]
+    words += ["--split", split] + ([] if fold is None else ["--fold", str(fold)])
+    return shlex.join(words)
 
 
 def evaluate(

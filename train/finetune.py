@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scribbleseg.cli import evaluate_command, exit_status
+from scribbleseg.cli import exit_status, scoring_command
 from scribbleseg.config import FinetuneConfig
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
 
         page = write_report([place], run.local_path / "report.html")
         sys.stdout.write(f"curves and pictures: {page}\n")
-    sys.stdout.write(f"done: {place}\nevaluate it: {evaluate_command(place, config.data)}\n")
+    sys.stdout.write(f"done: {place}\nevaluate it: {scoring_command(place, config.data)}\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 import tyro
 from pyarrow.fs import FileType
 
-from scribbleseg.config import DataConfig, config_hash, from_dict, require
+from scribbleseg.config import DataConfig, PretrainConfig, config_hash, from_dict, require
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard, Watcher
@@ -43,9 +43,13 @@ class ClusterConfig:
     more again (1 or more); None: with all or not at all. Batch and learning rate stay as they are.
     """
     gpus_per_worker: int | None = None
-    """GPUs of each worker; None: one where the cluster has any, else none."""
+    """GPUs of each worker; None: one where the cluster has any, else none. To be set for a cluster
+    that has no workers yet.
+    """
     cpus_per_worker: int | None = None
-    """CPU cores of each worker, loader processes included; None: as many as fit."""
+    """CPU cores of each worker, loader processes included; None: as many as fit. To be set for a
+    cluster that has to grow first.
+    """
     address: str | None = None
     """Address of a running Ray cluster; None: $RAY_ADDRESS, else Ray is started on this machine."""
     wait_minutes: float = 15.0
@@ -153,6 +157,18 @@ def absolute(location: str) -> str:
     return str(Path(location).expanduser().resolve())
 
 
+def absolute_pretraining(config: PretrainConfig) -> PretrainConfig:
+    """Return the settings of a pretraining with its folders made absolute."""
+    data, probe = config.data, config.probe
+    data = replace(
+        data,
+        roots=tuple(map(absolute, data.roots)),
+        cache_dir=None if data.cache_dir is None else absolute(data.cache_dir),
+    )
+    root = None if probe.root is None else absolute(probe.root)
+    return replace(config, data=data, probe=replace(probe, root=root))
+
+
 def absolute_data(data: DataConfig) -> DataConfig:
     """Return the settings of the data with its folders made absolute."""
     return replace(
@@ -218,7 +234,8 @@ def plan_resources(
         can_grow: Whether an autoscaler may add nodes, so that too little now is no error.
 
     Raises:
-        InputError: the workers can never be placed; the message has the numbers.
+        InputError: the workers can never be placed; the message has the numbers. Or none fits now,
+            and the wishes leave open what is to come.
     """
     gpus = launch.gpus_per_worker
     if gpus is None:
@@ -231,6 +248,7 @@ def plan_resources(
             if num_places(nodes, Resources(cpus=cpus, gpus=gpus)) >= num_workers:
                 return Resources(cpus=cpus, gpus=gpus)
     if can_grow:
+        require_named(launch, nodes)
         return Resources(cpus=least, gpus=gpus)
     key = "num_workers" if launch.min_workers is None else "min_workers"
     raise InputError(
@@ -239,6 +257,25 @@ def plan_resources(
         f"{len(nodes)} node(s), room for {num_places(nodes, Resources(cpus=least, gpus=gpus))}; "
         "ask for fewer"
     )
+
+
+def require_named(launch: ClusterConfig, nodes: Sequence[tuple[int, int]]) -> None:
+    """See that what a worker gets is said, where the nodes that it will run on are not there yet.
+
+    What fits best cannot be told then, and a guess would be one core of a machine with a GPU.
+
+    Raises:
+        InputError: the settings to add.
+    """
+    unsaid = [] if launch.cpus_per_worker else ["--launch.cpus-per-worker"]
+    if launch.gpus_per_worker is None and not any(cpus for cpus, _ in nodes):
+        unsaid.append("--launch.gpus-per-worker")
+    if unsaid:
+        raise InputError(
+            f"no worker fits into the cluster as it is ({sum(c for c, _ in nodes)} CPUs and "
+            f"{sum(g for _, g in nodes)} GPUs on {len(nodes)} node(s)), and what the nodes to come "
+            f"will have cannot be known; say what each worker gets: {' and '.join(unsaid)}"
+        )
 
 
 def num_places(nodes: Sequence[tuple[int, int]], worker: Resources) -> int:
@@ -262,26 +299,36 @@ def wait_for_room(launch: ClusterConfig, resources: Resources) -> None:
     def room() -> int:
         return num_places(living_nodes(), resources)
 
+    def ask(bundles: list[dict[str, int]]) -> None:
+        ray.autoscaler.sdk.request_resources(bundles=bundles)
+
     if room() >= launch.least_workers:
+        if not launch.is_local:
+            # A job that was killed while it waited could not take back its wish.
+            ask([])
         return
     wish = (
         f"{launch.least_workers} worker(s) with {resources.cpus} CPU and {resources.gpus} GPU each"
     )
     sys.stderr.write(f"no room yet for {wish}: waiting for the cluster to grow\n")
     bundle = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
-    ray.autoscaler.sdk.request_resources(bundles=[bundle] * launch.least_workers)
     deadline = time.monotonic() + 60 * launch.wait_minutes
-    while room() < launch.least_workers:
-        if time.monotonic() > deadline:
-            nodes = living_nodes()
-            raise InputError(
-                f"{wish} found no room within {launch.wait_minutes:g} minutes: the cluster has "
-                f"{sum(c for c, _ in nodes)} CPUs and {sum(g for _, g in nodes)} GPUs on "
-                f"{len(nodes)} node(s); ask for less, or raise --launch.wait-minutes"
-            )
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    # The job's own demand keeps the nodes from here on.
-    ray.autoscaler.sdk.request_resources(bundles=[])
+    try:
+        while room() < launch.least_workers:
+            # Again with every look: a cluster knows one wish alone, the last that any job had.
+            ask([bundle] * launch.least_workers)
+            if time.monotonic() > deadline:
+                nodes = living_nodes()
+                raise InputError(
+                    f"{wish} found no room within {launch.wait_minutes:g} minutes: the cluster has "
+                    f"{sum(c for c, _ in nodes)} CPUs and {sum(g for _, g in nodes)} GPUs on "
+                    f"{len(nodes)} node(s); ask for less, or raise --launch.wait-minutes"
+                )
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    finally:
+        # The wish outlives the job, and so would the nodes that come for it. With room, the job's
+        # own demand keeps them from here on.
+        ask([])
 
 
 @contextmanager
@@ -410,12 +457,12 @@ def choose_run(
     Raises:
         InputError: the folder holds a run of another configuration.
     """
-    wanted = name or f"{recipe}-{config_hash(config)}"
+    wanted = first = name or f"{recipe}-{config_hash(config)}"
     run = RunFolder.at(storage, wanted)
     if fresh:
         number = 2
         while run.exists():
-            wanted = f"{wanted.rsplit('--', 1)[0]}--{number}"
+            wanted = f"{first}--{number}"
             run = RunFolder.at(storage, wanted)
             number += 1
     record = run.read_json("run.json")

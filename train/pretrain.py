@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from scribbleseg.cli import exit_status
 from scribbleseg.config import PretrainConfig
 from scribbleseg.datasets.pictures import list_images
 from train.command import Order, carry_out, pretrain_rank, read_job
-from train.launch import absolute
+from train.launch import absolute_pretraining
 from train.recipes import PRETRAIN_RECIPES
 
 PROG = "python -m train.pretrain"
@@ -27,17 +26,11 @@ def main(arguments: Sequence[str]) -> None:
     if asked is None:
         return
     recipe, job = asked
-    config, launch = job.config, job.launch
-    roots = tuple(absolute(root) for root in config.data.roots)
-    cache_dir = config.data.cache_dir
-    if cache_dir is not None:
-        cache_dir = absolute(cache_dir)
-    config = replace(config, data=replace(config.data, roots=roots, cache_dir=cache_dir))
-    if config.probe.root is not None:
-        config = replace(config, probe=replace(config.probe, root=absolute(config.probe.root)))
-    if launch.is_local or not roots:
+    config, launch = absolute_pretraining(job.config), job.launch
+    data = config.data
+    if launch.is_local or not data.roots:
         # On a cluster the images are where the workers are, and are looked for there.
-        list_images(roots, config.data.cache_dir)
+        list_images(data.roots, data.cache_dir)
     order = Order(recipe=recipe, config=config, launch=launch, name=job.name, fresh=job.fresh)
     done = carry_out(order, pretrain_rank)
     if done is not None:

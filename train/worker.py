@@ -208,6 +208,7 @@ def train_run(
         job = _on_all_ranks(
             lambda: assemble(payload["config"], device, resumed=resumed is not None)
         )
+    check_data(gather(job.fingerprint), run, resumed=resumed is not None)
     if resumed is not None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = run.fetch(resumed, Path(scratch) / "resumed")
@@ -281,6 +282,36 @@ def _on_all_ranks(assemble: Callable[[], Assembly]) -> Assembly:
     if job is None or faults:
         raise InputError(faults[0])
     return job
+
+
+def check_data(fingerprints: list[str], run: RunFolder, *, resumed: bool) -> None:
+    """See that all ranks have the same data, and a run that goes on those it began with.
+
+    Other data have other epochs: the checkpoint's steps would count for other ones, and what was
+    written since would look older than what was there.
+
+    Args:
+        fingerprints: Every rank's.
+        run: Its record has the fingerprint of the data it began with.
+        resumed: The run goes on from a checkpoint.
+
+    Raises:
+        InputError: the data differ.
+    """
+    if len(set(fingerprints)) > 1:
+        raise InputError(
+            f"data of {run.name}: the workers' copies differ (fingerprints "
+            f"{', '.join(each[:8] for each in fingerprints)}); expected the same files on every "
+            "node; copy them anew"
+        )
+    # Every rank reads the record, so that all of them refuse; rank 0 writes it much later.
+    before = ((run.read_json("run.json") or {}) if resumed else {}).get("data_fingerprint")
+    if before is not None and before != fingerprints[0]:
+        raise InputError(
+            f"data of {run.name}: they have changed since the run began (fingerprint "
+            f"{fingerprints[0][:8]}, it was {before[:8]}); --fresh starts anew beside it, or put "
+            "back the data that were there"
+        )
 
 
 def worker_device(payload: dict[str, Any]) -> torch.device:

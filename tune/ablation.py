@@ -54,6 +54,7 @@ from train.launch import (
     LaunchConfig,
     absolute,
     absolute_data,
+    absolute_pretraining,
     git_commit,
     plan_resources,
     this_machine,
@@ -229,7 +230,14 @@ def settle(job: AblationJob, base: AblationJob) -> AblationJob:
         list_images(images, job.pretrain.data.cache_dir)
     finetune = replace(job.finetune, data=absolute_data(replace(data, root=root)))
     pretrained = tuple(map(absolute, job.pretrained))
-    return replace(job, finetune=finetune, data_root=root, images=images, pretrained=pretrained)
+    return replace(
+        job,
+        finetune=finetune,
+        pretrain=absolute_pretraining(job.pretrain),
+        data_root=root,
+        images=images,
+        pretrained=pretrained,
+    )
 
 
 def read_encoders(job: AblationJob) -> dict[object, str]:
@@ -360,9 +368,16 @@ def write_results(runs: Sequence[Run], folder: RunFolder, place: str, job: Ablat
 
 
 def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the mean over seeds of every epoch's figures."""
+    """Return the mean over seeds of every epoch's figures, those that all seeds have.
+
+    A seed that was trained with more workers than the others has some that they lack.
+    """
     return [
-        {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
+        {
+            key: statistics.fmean(row[key] for row in rows)
+            for key in rows[0]
+            if all(key in row for row in rows)
+        }
         for rows in zip(*histories, strict=True)
     ]
 

@@ -20,7 +20,7 @@ from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
 from train.command import base_config
-from train.launch import LaunchConfig, Resources, absolute, absolute_data, num_places
+from train.launch import LaunchConfig, Resources, absolute, absolute_data, num_places, require_named
 from train.recipes import RECIPES
 from tune.spaces import (
     SETTINGS,
@@ -193,7 +193,8 @@ def plan_hardware(
             cluster itself sets how many run at once.
 
     Raises:
-        InputError: a trial can never be placed; the message has the numbers.
+        InputError: a trial can never be placed; the message has the numbers. Or none fits now,
+            and the wishes leave open what is to come.
     """
     launch = job.launch
     gpus = launch.gpus_per_worker
@@ -204,6 +205,8 @@ def plan_hardware(
     cpus = launch.cpus_per_worker or max(1, min(shares, default=1))
     resources = Resources(cpus=cpus, gpus=gpus)
     room = num_places(nodes, resources) // launch.num_workers
+    if room == 0 and can_grow:
+        require_named(launch, nodes)
     if room == 0 and not can_grow:
         raise InputError(
             f"a trial needs {launch.num_workers} worker(s) with {cpus} CPU and {gpus} GPU each; "

@@ -224,7 +224,11 @@ def draw(
     params = {key: _draw(draws, key, each) for key, each in space.items()}
     if pretrained:
         model = {key: value for key, value in params.items() if key.startswith("model.")}
-        settings = encoder_settings(override(base, model).model)
+        try:
+            settings = encoder_settings(override(base, model).model)
+        except InputError:
+            # The trial itself fails by it, and says why; the sweep goes on.
+            return params
         fitting = [each.uri for each in pretrained if each.encoder == settings]
         if fitting:
             key = f"{INIT}[{' '.join(str(value) for value in settings.values())}]"

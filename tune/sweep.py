@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from scribbleseg.cli import evaluate_command, exit_status, say
+from scribbleseg.cli import exit_status, say, scoring_command
 from scribbleseg.config import FinetuneConfig, to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import Row
@@ -243,7 +243,7 @@ def conclude(sweep: Sweep, confirmed: Sequence[dict[str, Any]]) -> None:
     say(f"done: {sweep.place}")
     say(f"look: scribbleseg report {sweep.place}")
     say(f"take: scribbleseg pull {sweep.place} --out best")
-    say(f"evaluate it: {evaluate_command(sweep.place, sweep.job.config.data)}")
+    say(f"evaluate it: {scoring_command(sweep.place, sweep.job.config.data)}")
 
 
 if __name__ == "__main__":

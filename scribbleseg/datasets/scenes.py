@@ -36,9 +36,9 @@ from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED
 
 LABEL_SUFFIXES = (".png",)
 
-# Black, orange-red and cream: 0, 1 and 255 are told apart at a glance, on masks and on strokes.
 # A keyword of the PNG standard: "Software used to create the image".
 _SOFTWARE = "Software"
+# Black, orange-red and cream: 0, 1 and 255 are told apart at a glance, on masks and on strokes.
 _PALETTE = {BACKGROUND: (0, 0, 0), OBJECT: (226, 74, 51), UNLABELLED: (240, 236, 220)}
 
 

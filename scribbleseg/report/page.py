@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from scribbleseg.config import to_yaml
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.errors import InputError
-from scribbleseg.evaluate import METRIC_NAMES, Evaluation
+from scribbleseg.evaluate import METRIC_NAMES, Evaluation, evaluate_command
 from scribbleseg.manifest import write_bytes
 from scribbleseg.predict import Predictor
 from scribbleseg.report import curves, tables
@@ -25,7 +25,6 @@ from scribbleseg.report.records import (
     Findings,
     Record,
     commands,
-    evaluate_command,
     examine,
     find,
     read_record,

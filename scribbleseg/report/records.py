@@ -11,7 +11,7 @@ from typing import Any
 
 from scribbleseg.config import ModelConfig, flatten, from_dict
 from scribbleseg.errors import InputError
-from scribbleseg.evaluate import Evaluation, evaluate, list_scored
+from scribbleseg.evaluate import Evaluation, evaluate, evaluate_command, list_scored
 from scribbleseg.models import encoder_settings
 from scribbleseg.predict import Predictor, load
 from scribbleseg.report import gallery
@@ -95,18 +95,22 @@ def find(record: Record, data_root: str | Path | None, split: str | None, count:
     else:
         root, fold = str(record.settings.get("data.root", "")), None
     predictor = load(record.uri)
-    evaluation = evaluate(predictor, data_root or root, split, None, fold=fold)
-    return examine(predictor, evaluation, count)
+    cache_dir = record.settings.get("data.cache_dir")
+    evaluation = evaluate(predictor, data_root or root, split, None, fold=fold, cache_dir=cache_dir)
+    return examine(predictor, evaluation, count, cache_dir)
 
 
-def examine(predictor: Predictor, evaluation: Evaluation, count: int) -> Findings:
-    """Draw some of the images that were evaluated."""
+def examine(
+    predictor: Predictor, evaluation: Evaluation, count: int, cache_dir: str | None = None
+) -> Findings:
+    """Draw some of the images that were evaluated; remote ones are kept in `cache_dir`."""
     settings = evaluation.settings
     scenes = list_scored(
         settings["root"],
         settings["split"],
         fold=settings["fold"],
         num_folds=predictor.config.data.num_folds,
+        cache_dir=cache_dir,
     )
     return Findings(
         evaluation=evaluation,
@@ -163,10 +167,3 @@ def finetune_command(checkpoint: str, model: ModelConfig) -> str:
         if name != "encoder":
             words += [f"--model.{name.replace('_', '-')}", str(value)]
     return shlex.join([*words, "--init-from", checkpoint])
-
-
-def evaluate_command(checkpoint: str, root: str, split: str, fold: int | None) -> str:
-    """Return the command that scores a checkpoint."""
-    words = ["scribbleseg", "evaluate", "--checkpoint", checkpoint, "--data", root]
-    words += ["--split", split] + ([] if fold is None else ["--fold", str(fold)])
-    return shlex.join(words)

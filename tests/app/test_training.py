@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,13 @@ def test_settings_name_the_split_that_holds_all(studio, root):
     studio.finetune_command()
     config = from_yaml(FinetuneConfig(), root / "finetune.yaml")
     assert config.data.split == "train" and config.train.batch_size == 3
+
+
+def test_rounds_of_drawing_and_training_do_not_slow_down(studio, root):
+    accept(studio, "photo_0")
+    studio.finetune_command()
+    first = from_yaml(FinetuneConfig(), root / "finetune.yaml")
+    studio.models["main"] = replace(studio.models["main"], config=first)
+    studio.finetune_command()
+    second = from_yaml(FinetuneConfig(), root / "finetune.yaml")
+    assert second.optim.learning_rate == first.optim.learning_rate

@@ -28,7 +28,8 @@ STORE = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 SMALL_MODEL = ("--model.width", "8", "--model.depth", "3")
-WORKERS = ("--launch.num-workers", "2", "--launch.cpus-per-worker", "1")
+EACH = ("--launch.cpus-per-worker", "1", "--launch.gpus-per-worker", "0")
+WORKERS = ("--launch.num-workers", "2", *EACH)
 PRETRAIN = (
     *("python", "-m", "train.pretrain", "demo", "--data.roots", f"{BUCKET}/data/train/images"),
     *("--name", "eyes", "--storage", f"{BUCKET}/runs", *SMALL_MODEL, *WORKERS),
@@ -41,7 +42,7 @@ SWEEP = (
     *("--pretrained", f"{BUCKET}/runs/eyes", "--num-trials", "2", "--train.epochs", "2"),
     *("--train.validate-every", "1", "--train.batch-size", "8", "--data.num-workers", "0"),
     *("--data.share", "0.5", "--data.long-side", "64", "--data.crop-size", "64"),
-    *("--launch.cpus-per-worker", "1"),
+    *EACH,
 )
 
 

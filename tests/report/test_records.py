@@ -21,6 +21,15 @@ def test_findings_are_those_of_the_best_checkpoint(make_run, predictor: Predicto
     assert found.num_parameters == sum(each.numel() for each in predictor.model.parameters())
 
 
+def test_remote_data_are_looked_for_where_the_run_kept_them(make_run, bucket_data, tmp_path):
+    record = read_record(make_run("run").path)
+    kept = tmp_path / "kept"
+    record.info["config"]["data"] |= {"root": bucket_data, "cache_dir": str(kept)}
+    # The tiny data are other images than the run's; their number is enough here.
+    find(record, None, None, count=1)
+    assert [path for path in kept.rglob("*.png")]
+
+
 def test_validation_part_is_a_fold_or_a_split(make_run):
     run = make_run("run")
     record = read_record(run.path)

@@ -1,6 +1,7 @@
 """Resources, run names and exit statuses; nothing here starts Ray."""
 
 import gc
+import itertools
 
 import pytest
 
@@ -16,6 +17,7 @@ from train.launch import (
     choose_run,
     plan_resources,
     uncollected,
+    wait_for_room,
 )
 
 
@@ -42,10 +44,53 @@ def test_workers_that_can_never_be_placed_are_refused_with_numbers():
     launch = LaunchConfig(num_workers=4, gpus_per_worker=1)
     with pytest.raises(InputError, match="num_workers is 4, .* 1 GPU .* 16 CPUs and 2 GPUs .* 2"):
         plan_resources(launch, [(8, 1), (8, 1)], can_grow=False)
-    assert plan_resources(launch, [(8, 1)], can_grow=True) == Resources(cpus=1, gpus=1)
     launch = LaunchConfig(num_workers=4, min_workers=3, gpus_per_worker=1)
     with pytest.raises(InputError, match="min_workers is 3, .* 1 GPU .* 2 GPUs .* 2"):
         plan_resources(launch, [(8, 1), (8, 1)], can_grow=False)
+
+
+def test_what_a_worker_gets_on_nodes_to_come_is_not_guessed():
+    def plan(nodes, **wishes):
+        return plan_resources(LaunchConfig(num_workers=4, **wishes), nodes, can_grow=True)
+
+    head = (0, 0)
+    with pytest.raises(InputError, match="--launch.cpus-per-worker and --launch.gpus-per-worker"):
+        plan([head])
+    with pytest.raises(InputError, match="gets: --launch.gpus-per-worker$"):
+        plan([head], cpus_per_worker=8)
+    with pytest.raises(InputError, match="gets: --launch.cpus-per-worker$"):
+        plan([head, (8, 1)], gpus_per_worker=1)
+    wishes = {"cpus_per_worker": 8, "gpus_per_worker": 1}
+    assert plan([head], **wishes) == plan([head, (8, 1)], **wishes) == Resources(cpus=8, gpus=1)
+    # There is room for all: nothing has to grow.
+    assert plan([head, (32, 4)]) == Resources(cpus=8, gpus=1)
+
+
+class Autoscaler:
+    """Stands for a cluster that grows after the second look, or never."""
+
+    def __init__(self, monkeypatch, sizes):
+        self.asked, self.sizes = [], iter(sizes)
+        note = self.asked.append
+        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: note(bundles))
+        monkeypatch.setattr("train.launch.living_nodes", lambda: [(next(self.sizes), 0)])
+        monkeypatch.setattr("train.launch.time.sleep", lambda _: None)
+
+
+def test_a_job_takes_back_what_it_asked_of_the_cluster(monkeypatch):
+    launch = LaunchConfig(num_workers=2, address="auto", wait_minutes=0.001)
+    resources, wish = Resources(cpus=1, gpus=0), [{"CPU": 1}] * 2
+    grown = Autoscaler(monkeypatch, [0, 0, 1, 2])
+    wait_for_room(launch, resources)
+    assert grown.asked == [wish, wish, []]
+    never = Autoscaler(monkeypatch, itertools.repeat(0))
+    with pytest.raises(InputError, match="found no room within 0.001 minutes"):
+        wait_for_room(launch, resources)
+    assert never.asked[0] == wish and never.asked[-1] == []
+    # What a job that was killed had asked for is taken back by the next one.
+    there = Autoscaler(monkeypatch, [2])
+    wait_for_room(launch, resources)
+    assert there.asked == [[]]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +133,14 @@ def test_the_same_settings_find_the_same_run_and_others_are_refused(tmp_path):
     assert beside == f"{name}--2" and not run.exists()
     run.write_json("run.json", {"config": to_dict(other)})
     assert choose_run(other, storage, recipe="cpu", name=name, fresh=True)[0] == f"{name}--3"
+
+
+def test_a_fresh_name_keeps_dashes_of_its_own(tmp_path):
+    config, storage = FinetuneConfig(), str(tmp_path)
+    for wanted in ("cats--night", "cats--night--2", "cats--night--3"):
+        name, run = choose_run(config, storage, recipe="cpu", name="cats--night", fresh=True)
+        assert name == wanted
+        run.write_json("run.json", {"config": to_dict(config)})
 
 
 def test_a_record_that_lacks_later_settings_is_of_the_same_run(tmp_path):

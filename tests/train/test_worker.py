@@ -1,5 +1,6 @@
-"""What a worker records of its run: of one that ends in between, and on a full disk."""
+"""What a worker records of its run: one that ends in between, other data, a full disk."""
 
+import shutil
 import threading
 import time
 
@@ -8,12 +9,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scribbleseg.checkpoint import read_trainer
 from scribbleseg.config import to_dict
+from scribbleseg.errors import InputError
 from scribbleseg.loops.steps import EpochDone
 from scribbleseg.runs import RunFolder
-from tests.conftest import disk_full_after
+from tests.conftest import disk_full_after, write_scenes
 from tests.loops.test_segment import same, settings
 from train.progress import Board
-from train.worker import RunRecord, assemble_finetune, train_run
+from train.worker import RunRecord, assemble_finetune, check_data, train_run
 
 
 @pytest.fixture
@@ -47,6 +49,35 @@ def test_a_run_that_ends_in_between_is_not_finished_and_goes_on(tiny_data, tmp_p
     assert told == [3] and run.finished() and whole.finished()
     trainers = [read_trainer(each.fetch(3, tmp_path / each.name / "got")) for each in (whole, run)]
     assert same(*trainers)
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(tiny_data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(tiny_data, root)
+    payload = {
+        "config": to_dict(settings(root, train__epochs=2)), "recipe": "cpu", "git_commit": None,
+        "board": Board(), "storage": str(tmp_path), "name": "run", "cpus": 1, "gpus": 0,
+    }  # fmt: skip
+
+    def go(until=None):
+        train_run(payload | {"until": until}, assemble_finetune, lambda *_: None)
+
+    go(until=1)
+    run = RunFolder.at(str(tmp_path), "run")
+    before = run.read_json("run.json")
+    write_scenes(root, "train", 3, seed=7)
+    with pytest.raises(InputError, match="have changed since the run began.*--fresh"):
+        go()
+    assert run.read_json("run.json") == before and run.checkpoints() == [1]
+    for added in root.rglob("scene_7_*"):
+        added.unlink()
+    go()
+    assert run.finished()
+
+
+def test_ranks_that_have_different_data_are_refused(run):
+    with pytest.raises(InputError, match="copies differ.*one, other.*same files on every node"):
+        check_data(["one", "one", "other"], run, resumed=False)
 
 
 # TensorBoard's writing thread says why it ends.

@@ -152,6 +152,15 @@ def test_only_pretraining_runs_that_fit_the_drawn_network_are_starts():
     assert draw(Fixed(), space, BASE, runs[:1]).keys() == {"model.architecture"}
 
 
+def test_settings_that_do_not_go_together_fail_their_trial_and_not_the_drawing():
+    # Stroke matching looks at levels that a shallow network does not have.
+    space = {"model.depth": choice(4), "model.matching": choice(True)}
+    params = draw(Fixed(), space, BASE, [pretrained("/p/unet", architecture="unet")])
+    assert params == {"model.depth": 4, "model.matching": True}
+    with pytest.raises(InputError, match="matching"):
+        apply(BASE, params)
+
+
 def test_only_finished_pretraining_runs_are_accepted(tmp_path):
     record = {"kind": "dino", "finished": True, "config": to_dict(PretrainConfig())}
     for name, changes in {"ok": {}, "half": {"finished": False}, "other": {"kind": "x"}}.items():
