@@ -51,6 +51,40 @@ def test_bad_input_is_one_line(
     assert words[-1] in said
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_what_learned_nothing_differs_by_its_normalisation_alone(norm: str, tiny_data: Path):
+    from benchmarks.probe_rise import nothing_learned
+    from scribbleseg.config import PretrainConfig, override
+    from scribbleseg.loops.pretrain import resolve
+
+    changes = {
+        "data.roots": [str(tiny_data)],
+        "data.num_workers": 0,
+        "probe.root": str(tiny_data),
+        "crops.global_size": 64,
+        "crops.local_size": 32,
+        "model.width": 8,
+        "model.depth": 3,
+        "model.norm": norm,
+        "train.batch_size": 4,
+    }
+    untouched, looked = nothing_learned(resolve(override(PretrainConfig(), changes), 100))
+    assert (untouched == looked) == (norm == "group")
+
+
+def test_only_a_probed_pretraining_has_a_rise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from benchmarks.probe_rise import main
+    from scribbleseg.cli import exit_status
+
+    monkeypatch.setattr(sys, "argv", ["benchmarks.probe_rise", "--run", str(tmp_path)])
+    assert exit_status(main) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert str(tmp_path) in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),

@@ -65,6 +65,8 @@ SHOWN = {
 }
 # What a step waited for, by key: shares, shown in per cent.
 WAITS = {"waiting": "waiting", "all_reduce": "all-reduce"}
+# How long a run takes is told after these steps, unless it is so short that nobody plans with it.
+STEPS_TIMED, SHORT_SECONDS = 4, 60
 VERSIONED = ("scribbleseg", "torch", "ray", "albumentations", "numpy")
 
 
@@ -356,6 +358,8 @@ class Screen:
     num_steps: int
     posted: float = 0.0
     figures: str = ""
+    timed: tuple[int, float] | None = None
+    """The first step here, and when it had been taken."""
 
     def say(self, line: str) -> None:
         """Show a line that stays."""
@@ -364,12 +368,33 @@ class Screen:
 
     def step(self, event: StepDone) -> None:
         """Show a step, if the last one shown is old enough."""
+        if rank() != 0:
+            return
+        self._estimate(event)
         now = time.monotonic()
-        if rank() != 0 or now - self.posted < SECONDS_BETWEEN_POSTS:
+        if now - self.posted < SECONDS_BETWEEN_POSTS:
             return
         self.posted = now
         text = f"epoch {event.epoch}/{self.num_epochs} loss {event.loss.item():.3f}{self.figures}"
         self.board.post(event.step, self.num_steps, text)
+
+    def _estimate(self, event: StepDone) -> None:
+        """Say once, after a few steps, how long the run will take: an epoch can take hours.
+
+        The first step does not count: it waits for loaders to start and kernels to be chosen.
+        """
+        first, began = self.timed or (event.step, None)
+        if event.step - first not in (0, STEPS_TIMED):
+            return
+        # The device may be steps behind; reading the loss waits for it.
+        event.loss.item()
+        now = time.monotonic()
+        if began is None:
+            self.timed = (first, now)
+            return
+        left = (self.num_steps - event.step) * (now - began) / STEPS_TIMED
+        if left > SHORT_SECONDS:
+            self.say(f"about {_duration(left)} to go, by its first steps; validation on top")
 
     def epoch(self, event: EpochDone) -> None:
         """Show the figures of an epoch."""

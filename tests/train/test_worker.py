@@ -5,17 +5,18 @@ import threading
 import time
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scribbleseg.checkpoint import read_trainer
 from scribbleseg.config import to_dict
 from scribbleseg.errors import InputError
-from scribbleseg.loops.steps import EpochDone
+from scribbleseg.loops.steps import EpochDone, StepDone
 from scribbleseg.runs import RunFolder
 from tests.conftest import disk_full_after, write_scenes
 from tests.loops.test_segment import same, settings
 from train.progress import Board
-from train.worker import RunRecord, assemble_finetune, check_data, train_run
+from train.worker import RunRecord, Screen, assemble_finetune, check_data, train_run
 
 
 @pytest.fixture
@@ -78,6 +79,20 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(tiny_data, tmp_path):
 def test_ranks_that_have_different_data_are_refused(run):
     with pytest.raises(InputError, match="copies differ.*one, other.*same files on every node"):
         check_data(["one", "one", "other"], run, resumed=False)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "said"),
+    [(5, []), (125, ["about 4 min to go, by its first steps; validation on top"])],
+)
+def test_how_long_a_run_takes_is_said_once_after_its_first_steps(monkeypatch, num_steps, said):
+    screen = Screen(board=Board(), num_epochs=1, num_steps=num_steps)
+    for step in range(1, 6):
+        # The first one took longer.
+        monkeypatch.setattr("train.worker.time.monotonic", lambda step=step: 90 + 2 * (step - 1))
+        loss = torch.ones(())
+        screen.step(StepDone(step=step, epoch=1, loss=loss, wait_seconds=0.0, step_seconds=0.0))
+    assert list(screen.board.lines) == said
 
 
 # TensorBoard's writing thread says why it ends.
