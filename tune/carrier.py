@@ -92,6 +92,8 @@ def confirm(
     missing = [name for name in names if not sweep.child(name).finished()]
     if missing:
         raise RuntimeError(f"{', '.join(missing)}: not confirmed; give the same command again")
+    for repeat in repeats:
+        write_trial(sweep, replace(repeat, state="finished"))
     found: list[dict[str, Any]] = []
     for trial in chosen:
         runs = [repeat.name for repeat in repeats if repeat.number == trial.number]

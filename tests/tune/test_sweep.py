@@ -130,6 +130,8 @@ def test_a_sweep_from_command_line_to_the_best_checkpoint(tiny_data, tmp_path, c
     assert {each["trial"] for each in record["confirmed"]} == {0, highest.number}
     for each in record["confirmed"]:
         assert each["runs"] == [f"confirm_{each['trial']:04d}_s{seed}" for seed in (1, 2)]
+        told = [folder.child(name).read_json("trial.json") or {} for name in each["runs"]]
+        assert [again["state"] for again in told] == ["finished", "finished"]
         assert ("gain" in each) == (each["trial"] != 0)
     winner, best = record["confirmed"][0], folder.best() or {}
     assert best["trial"] == winner["trial"] and best["run"] in winner["runs"]
