@@ -735,8 +735,8 @@ def override(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
         if isinstance(value, list | tuple) and _is_sequence(type(config), key):
             items = [str(item) for item in cast(Sequence[object], value)]
             # The parser would take it for another setting, or for a call for help.
-            options = [item for item in items if item.startswith("--")]
-            require(not options, key, options[:1], "values that do not begin with --")
+            options = [item for item in items if re.match(r"-[^\d.]", item)]
+            require(not options, key, options[:1], "values that do not begin with -")
             arguments += [f"--{key}", *items]
         else:
             arguments.append(f"--{key}={value}")
@@ -761,17 +761,48 @@ def from_dict(kind: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
     return override(kind(), flatten(tree))
 
 
-def from_yaml(config: ConfigT, path: Path) -> ConfigT:
-    """Return `config` with the settings of a YAML file put over it."""
+class _Loader(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that stands twice in one mapping: one would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See `yaml.SafeLoader`."""
+        keys = [key.value for key, _ in node.value]
+        for key, (place, _) in zip(keys, node.value, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"found {key} twice, expected it once", place.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        InputError: it cannot be read, holds a key twice, or holds itself.
+    """
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.load(path.read_text(), Loader=_Loader)
+        # A mapping that holds itself, by an alias, is YAML and has no end.
+        json.dumps(tree, default=str)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"
         ) from None
+    return tree
+
+
+def from_yaml(config: ConfigT, path: Path) -> ConfigT:
+    """Return `config` with the settings of a YAML file put over it."""
+    tree = read_yaml(path)
     if not isinstance(tree, Mapping):
         raise InputError(f"{path}: found {type(tree).__name__}, expected a mapping of settings")
-    return override(config, flatten(tree))
+    groups = {key.rpartition(".")[0] for key in flatten(to_dict(config))}
+    # A group under which every line is commented out is there, and empty.
+    changes = {
+        key: value for key, value in flatten(tree).items() if not (value is None and key in groups)
+    }
+    return override(config, changes)
 
 
 def config_hash(config: Any) -> str:

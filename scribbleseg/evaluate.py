@@ -211,6 +211,14 @@ def evaluate(
     paths = list_scored(
         root, split, fold=fold, num_folds=config.data.num_folds, cache_dir=cache_dir
     )
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{out}: {(error.strerror or str(error)).lower()}; expected a folder that can be "
+                "written: give another --out"
+            ) from None
     metrics = SegmentationMetrics()
     results = score_scenes(
         predictor.model,

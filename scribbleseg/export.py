@@ -59,6 +59,8 @@ def export_onnx(predictor: Predictor, out: Path) -> None:
         raise InputError("ONNX is not installed; install it: pip install '.[onnx]'")
     import onnx
 
+    if out.suffix != ".onnx":
+        raise InputError(f"{out}: expected a name that ends in .onnx, which a file of that name is")
     architecture = predictor.config.model.architecture
     if architecture == "vit_unet":
         raise InputError(

@@ -4,6 +4,7 @@ The network sees the image at `data.long_side`; its logits, not its mask, are re
 own size, so that the outline is as smooth as the logits are.
 """
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
-from scribbleseg.checkpoint import read_model, transfer
+from scribbleseg.checkpoint import list_broken, read_model, transfer
 from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig, require
 from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
@@ -38,6 +39,8 @@ from scribbleseg.errors import InputError
 from scribbleseg.manifest import write_bytes
 from scribbleseg.models import build_model
 from scribbleseg.runs import find_checkpoint
+
+_log = logging.getLogger(__name__)
 
 # Stands in the masks: those of anybody else are never replaced.
 SOFTWARE = "scribbleseg"
@@ -336,6 +339,12 @@ def load(
             f"{checkpoint}: holds a pretrained encoder, expected a segmentation network; fine-tune "
             f"it first: python -m train.finetune RECIPE --init-from {checkpoint}"
         )
+    broken = list_broken(found.weights)
+    if broken:
+        raise InputError(
+            f"{checkpoint}: NaN or infinity in {broken}; expected finite weights; take an earlier "
+            "checkpoint, or train again"
+        )
     # First without memory, which settings that do not belong to the weights could ask much of.
     with torch.device("meta"):
         transfer(build_model(found.config.model), found.weights)
@@ -389,7 +398,7 @@ def answer(
     mask = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes, sure=sure)
     return Answer(
         mask=mask_png(mask),
-        probabilities=encode_png(to_grey(logits)) if probabilities else None,
+        probabilities=encode_png(to_grey(logits), software=SOFTWARE) if probabilities else None,
     )
 
 
@@ -453,8 +462,21 @@ def predict_folder(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: found a file, expected a folder for the masks")
     _require_own(out, scenes)
-    for scene in scenes:
-        read_scene(scene)
+    if probabilities:
+        _require_own(out / "probabilities", scenes)
+    covered = [
+        paths.scribbles
+        for paths in scenes
+        if np.count_nonzero((drawn := read_scene(paths).scribbles) != UNLABELLED) > drawn.size / 2
+    ]
+    if covered:
+        _log.warning(
+            "warning: %s: strokes cover more than half of the photograph, as in %d file(s); "
+            "unlabelled is 255, background strokes are 0: `scribbleseg data convert --strokes` "
+            "recodes them",
+            covered[0],
+            len(covered),
+        )
     told = partial(
         answer,
         predictor,
@@ -471,7 +493,7 @@ def _require_own(out: Path, scenes: list[ScenePaths]) -> None:
     others = [path for path in there if png_software(path) != SOFTWARE]
     if others:
         raise InputError(
-            f"{others[0]}: {len(others)} mask(s) in this folder were not made by scribbleseg, or "
+            f"{others[0]}: {len(others)} file(s) in this folder were not made by scribbleseg, or "
             "were changed since; they would be replaced: give another folder as out, or remove them"
         )
 

@@ -65,11 +65,29 @@ def test_a_bad_setting_is_named_with_its_value_and_the_remedy(changes, words):
 
 
 def test_unreadable_yaml_is_named(tmp_path):
-    for content in ("a: [", "- 1\n- 2\n"):
+    for content in (
+        "a: [",
+        "- 1\n- 2\n",
+        "train:\n  epochs: 3\ntrain:\n  seed: 4\n",
+        "data:\n  split: 2024-02-30\n",
+        "data: &x\n  root: *x\n",
+    ):
         path = tmp_path / "settings.yaml"
         path.write_text(content)
         with pytest.raises(InputError, match="settings.yaml"):
             from_yaml(FinetuneConfig(), path)
+
+
+def test_a_group_that_is_empty_changes_nothing(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("data:\n#  root: X\ntrain:\n  epochs: 3\n")
+    config = from_yaml(FinetuneConfig(), path)
+    assert config == override(FinetuneConfig(), {"train.epochs": 3})
+
+
+def test_a_value_that_looks_like_an_option_is_none(tmp_path):
+    with pytest.raises(InputError, match="do not begin with -"):
+        override(FinetuneConfig(), {"data.extra": ["-h"]})
 
 
 def test_the_hash_follows_every_setting():

@@ -144,6 +144,14 @@ def test_a_split_without_ground_truth_is_refused(predictor: Predictor, root: Pat
         evaluate(predictor, root, "val", tmp_path / "out")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    predictor: Predictor, root: Path, tmp_path: Path
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: file exists; expected a folder"):
+        evaluate(predictor, root, "val", tmp_path / "file", watch=lambda _: pytest.fail("scored"))
     with pytest.raises(InputError, match="nowhere"):
         list_scored(root, "nowhere", fold=None, num_folds=2)
 

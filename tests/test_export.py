@@ -63,6 +63,8 @@ def test_it_gives_the_networks_logits_at_any_size(model: ModelConfig, tmp_path: 
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"photo.jpg: expected a name that ends in .onnx"):
+        export_onnx(predictor(ModelConfig(width=8)), tmp_path / "photo.jpg")
     with pytest.raises(InputError, match=r"model.onnx: no such file or directory; expected a file"):
         export_onnx(predictor(ModelConfig(width=8)), tmp_path / "nowhere" / "model.onnx")
 

@@ -235,6 +235,17 @@ def test_load_refuses_what_is_no_checkpoint_and_no_device(checkpoint: Path, tmp_
         load(tmp_path / "nowhere")
 
 
+def test_load_refuses_weights_that_are_no_numbers(tmp_path: Path):
+    config = FinetuneConfig(model=ModelConfig(width=8, depth=3))
+    weights = build_model(config.model).state_dict()
+    name = next(iter(weights))
+    weights[name][0] = float("nan")
+    write_model(tmp_path, config=config, weights=weights, metrics={})
+    write_manifest(tmp_path)
+    with pytest.raises(InputError, match=f"NaN or infinity in {name}; expected finite weights"):
+        load(tmp_path)
+
+
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     images, scribbles, out = (tmp_path / name for name in ("images", "scribbles", "out"))
@@ -344,7 +355,7 @@ def test_masks_of_a_hand_are_not_replaced_and_its_own_are(predictor: Predictor, 
     images, scribbles, out = folders
     out.mkdir()
     (out / "photo 1.png").write_bytes(b"a mask")
-    with pytest.raises(InputError, match=r"photo 1.png: 1 mask\(s\) in this folder were not made"):
+    with pytest.raises(InputError, match=r"photo 1.png: 1 file\(s\) in this folder were not made"):
         predict_folder(predictor, images, scribbles, out)
     (out / "photo 1.png").rename(out / "another.png")
     for _ in range(2):
@@ -354,6 +365,33 @@ def test_masks_of_a_hand_are_not_replaced_and_its_own_are(predictor: Predictor, 
     Image.fromarray(1 - mask).save(out / "photo 1.png")
     with pytest.raises(InputError, match="or were changed since"):
         predict_folder(predictor, images, scribbles, out)
+
+
+def test_probabilities_of_a_hand_are_not_replaced_either(predictor: Predictor, folders):
+    images, scribbles, out = folders
+    (out / "probabilities").mkdir(parents=True)
+    (out / "probabilities" / "photo 1.png").write_bytes(b"kept")
+    with pytest.raises(InputError, match="probabilities/photo 1.png: .* were not made by"):
+        predict_folder(predictor, images, scribbles, out, probabilities=True)
+    (out / "probabilities" / "photo 1.png").unlink()
+    for _ in range(2):
+        told = predict_folder(predictor, images, scribbles, out, probabilities=True)
+        assert len(list(told)) == 2
+
+
+@pytest.mark.parametrize(("unlabelled", "number"), [(0, 2), (255, 0)])
+def test_strokes_on_a_black_canvas_are_told_of(
+    predictor: Predictor, folders, caplog, unlabelled: int, number: int
+):
+    images, scribbles, out = folders
+    for path in scribbles.iterdir():
+        strokes = np.full_like(np.array(Image.open(path)), unlabelled)
+        strokes[4:6, 4:20] = 1
+        Image.fromarray(strokes).save(path)
+    with caplog.at_level("INFO", logger="scribbleseg"):
+        predict_folder(predictor, images, scribbles, out)
+    said = [each.getMessage() for each in caplog.records]
+    assert [f"in {number} file(s)" in line for line in said] == ([True] if number else [])
 
 
 def test_predicting_does_not_wait_for_the_augmentation_library():

@@ -96,7 +96,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     job: PredictJob = parse_arguments(PredictJob, arguments, prog=PROG)
     folders, target = job.folders, job.folders.target
-    if len({place.rstrip("/") for place in (folders.images, folders.scribbles, folders.out)}) < 3:
+    read = {place.rstrip("/") for place in (folders.images, folders.scribbles)}
+    out = folders.out.rstrip("/")
+    if len(read) < 2 or read & {out, f"{out}/probabilities"}:
         raise InputError(f"{job.out}: the masks would replace what is read; give another --out")
     predictor = load(job.checkpoint, device="cpu", flip=job.flip, edges=job.edges)
     work = list_work(folders, job.probabilities)

@@ -14,15 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import yaml
-
-from scribbleseg.config import FinetuneConfig, ModelConfig, flatten, from_dict, override, to_dict
+from scribbleseg.config import (
+    FinetuneConfig,
+    ModelConfig,
+    flatten,
+    from_dict,
+    override,
+    read_yaml,
+    to_dict,
+)
 from scribbleseg.errors import InputError
 from scribbleseg.models import encoder_settings
 from scribbleseg.runs import RunFolder
 
 INIT = "init_from"
 SCRATCH = "scratch"
+SCORED_ON = ("data.root", "data.split", "data.fold", "data.num_folds", "data.val_split")
 
 Kind = Literal["choice", "range", "log"]
 KINDS: tuple[Kind, ...] = ("choice", "range", "log")
@@ -132,10 +139,7 @@ def read_space(name: str) -> Space:
             f"space {name!r} is unknown; expected {', '.join(SPACES)} or a .yaml file of "
             "distributions"
         )
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    tree = read_yaml(path)
     if not isinstance(tree, Mapping) or not tree:
         raise InputError(f"{path}: found no settings; expected lines of KEY: {{KIND: VALUES}}")
     return {str(key): _parse(f"{path}: {key}", value) for key, value in tree.items()}
@@ -157,7 +161,10 @@ def _parse(where: str, tree: Any) -> Distribution:
     if kind != "choice":
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         if not numbers or len(values) != 2 or not values[0] < values[1]:
-            raise InputError(f"{where}.{kind} is {values!r}; expected two numbers, the lower first")
+            raise InputError(
+                f"{where}.{kind} is {values!r}; expected two numbers, the lower first (to YAML, "
+                "3e-4 is a word: write 3.0e-4)"
+            )
         if kind == "log" and values[0] <= 0:
             raise InputError(f"{where}.log is {values!r}; expected numbers above 0")
     return Distribution(kind=kind, values=tuple(values))
@@ -175,7 +182,16 @@ def check_space(space: Space, base: FinetuneConfig) -> None:
             raise InputError(f"{INIT}: is not searched by a space; expected --pretrained RUN")
         if key not in known:
             raise InputError(f"space: {key} is no setting; expected one of those of --help")
-        for value in distribution.values:
+        if key in SCORED_ON:
+            raise InputError(
+                f"space: {key}: decides which images trials are scored on, and trials of different "
+                f"ones cannot be compared; expected it for all of them: --{key.replace('_', '-')}"
+            )
+        values = list(distribution.values)
+        if distribution.kind != "choice" and distribution.is_whole:
+            # What steps a setting has, its neighbours tell.
+            values.append(values[0] + 1)
+        for value in values:
             try:
                 override(base, {key: value})
             except InputError as error:

@@ -1,5 +1,6 @@
 """The doctor: reads a data folder once and says all that is wrong, odd and typical about it."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -168,6 +169,8 @@ def check(
             in the report.
     """
     root = local_copy(root)
+    if out is not None:
+        _require_place(out, root)
     errors: list[str] = []
     warnings: list[Oddity] = []
     splits = {folder.name: _list_split(folder, errors, warnings) for folder in _split_folders(root)}
@@ -182,11 +185,12 @@ def check(
         facts[sample.split].append(measure(scene))
         name = f"{sample.split}/{sample.stem}"
         odd = [Oddity(sample=name, kind=kind, detail=detail) for kind, detail in oddities(scene)]
+        if _is_turned(sample.image):
+            odd.append(Oddity(sample=name, kind="photograph that viewers turn (EXIF)", detail=""))
         warnings += odd
         if out is not None and position in shown:
             tiles.append(draw_tile(scene, name, odd[0].kind if odd else ""))
     if out is not None:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
         # Full chroma resolution: thin coloured lines are what the sheet is about.
         write_picture(out, draw_sheet(tiles), "JPEG", quality=90, subsampling=0)
     return CheckReport(
@@ -242,6 +246,37 @@ def oddities(scene: Scene) -> list[tuple[str, str]]:
             detail = f"{np.count_nonzero(wrong)} of {num_pixels} stroke pixels"
             found.append(("strokes contradict the mask", detail))
     return found
+
+
+def _is_turned(image: Path | None) -> bool:
+    """Say whether viewers show a photograph otherwise than its pixels are stored.
+
+    Its strokes and mask must lie as the pixels do: nothing here turns them.
+    """
+    if image is None:
+        return False
+    with Image.open(image) as picture:
+        return picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
+
+
+def _require_place(out: Path, root: Path) -> None:
+    """Raise an `InputError` where the sheet would be among the data, or cannot be written."""
+    folder = out.resolve().parent
+    if folder.name in _FOLDERS and folder.is_relative_to(root.resolve()):
+        raise InputError(f"{out}: is among the data; give the contact sheet another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error.strerror) from None
+    if not os.access(folder, os.W_OK):
+        raise _unwritable(out, "permission denied")
+
+
+def _unwritable(out: Path, reason: str | None) -> InputError:
+    return InputError(
+        f"{out}: {(reason or 'unknown error').lower()}; expected a place that can be written: "
+        "give the contact sheet another --out"
+    )
 
 
 def _split_folders(root: Path) -> list[Path]:

@@ -319,6 +319,8 @@ def _convert_scene(
             recoded = recode(labels)
         except ValueError as error:
             raise InputError(f"{path}: {error}; give --strokes all that they hold") from None
+        if path == paths.ground_truth and mask_coding.lowest == OBJECT == mask_coding.highest:
+            _require_object(path, recoded)
         if not np.array_equal(recoded, labels):
             values = f"values {_join(label_values(labels))} -> {_join(label_values(recoded))}"
             change = f"{change}, {values}" if change else values
@@ -328,6 +330,15 @@ def _convert_scene(
             shutil.copyfile(path, target / path.parent.name / path.name)
         done.append(Conversion(path=path, action=change or "copied"))
     return done
+
+
+def _require_object(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
+    """Raise an `InputError` where a mask among those coded 0 and 1 seems to be coded 0 and 255."""
+    if (mask == UNLABELLED).any() and not (mask == OBJECT).any():
+        raise InputError(
+            f"{path}: found 255 and no 1, which other masks of this folder have; where both mean "
+            "object, say --masks 1 255"
+        )
 
 
 def _describe(counts: Int[np.ndarray, "256"]) -> str:

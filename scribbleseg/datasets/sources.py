@@ -18,6 +18,7 @@ from torchvision.datasets import (  # pyright: ignore[reportMissingTypeStubs]
     VOCSegmentation,
 )
 
+from scribbleseg.config import require
 from scribbleseg.datasets.demo import draw_demo_scene, photographs
 from scribbleseg.datasets.files import cache_folder, new_folder, open_picture, reason
 from scribbleseg.datasets.scenes import (
@@ -68,6 +69,7 @@ def make_demo(
     Raises:
         InputError: `out` exists and holds something else.
     """
+    require(seed >= 0, "seed", seed, "0 or more")
     facts = {"source": "demo", "seed": seed, "num_train": num_train, "num_test": num_test}
     if _is_made(out, facts):
         return False

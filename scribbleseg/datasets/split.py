@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scribbleseg.config import require
 from scribbleseg.datasets.files import new_folder
 from scribbleseg.datasets.scenes import fold_stems, list_scenes
 from scribbleseg.errors import InputError
@@ -30,7 +31,7 @@ def split(
         num_folds: Number of folds (2 or more).
         out: New folder for the lists.
         holdout: Share of the stems drawn into `val.txt` [0, 1); 0: neither list.
-        seed: Seed of that draw.
+        seed: Seed of that draw (0 or more).
 
     Returns:
         The stems of each list, by file name.
@@ -38,6 +39,7 @@ def split(
     Raises:
         InputError: the split cannot be listed, a setting is out of range, or `out` exists.
     """
+    require(seed >= 0, "seed", seed, "0 or more")
     stems = [paths.stem for paths in list_scenes(root, name, need_masks=False)]
     lists = {f"fold{fold}.txt": fold_stems(stems, fold, num_folds)[1] for fold in range(num_folds)}
     if holdout:

@@ -47,6 +47,29 @@ def test_a_good_folder(tiny_root: Path, tmp_path: Path):
     assert (np.abs(pixels - OBJECT_COLOUR).sum(-1) < 30).sum() > 100
 
 
+def test_the_sheet_is_not_drawn_over_the_data(tiny_root: Path):
+    photograph = tiny_root / "train" / "images" / "a.png"
+    before = photograph.read_bytes()
+    with pytest.raises(InputError, match="a.png: is among the data"):
+        check(tiny_root, photograph)
+    assert photograph.read_bytes() == before
+    with pytest.raises(InputError, match="expected a place that can be written"):
+        check(tiny_root, photograph / "sheet.jpg")
+    check(tiny_root, tiny_root / "sheet.jpg")
+
+
+def test_photographs_that_viewers_turn_are_told_of(tiny_root: Path):
+    path = tiny_root / "train" / "images" / "a.png"
+    with Image.open(path) as picture:
+        exif = picture.getexif()
+        exif[274] = 3
+        picture.save(path.with_suffix(".jpg"), exif=exif)
+    path.unlink()
+    report = check(tiny_root)
+    (odd,) = [each for each in report.warnings if "EXIF" in each.kind]
+    assert odd.sample == "train/a" and report.errors == ()
+
+
 def test_every_error_is_collected(tiny_root: Path):
     folder = tiny_root / "train"
     rng = np.random.default_rng(0)

@@ -126,6 +126,16 @@ def test_doubt_names_the_option_that_settles_it(
     same(original, tmp_path / "out")
 
 
+def test_masks_of_two_codings_in_one_folder_are_not_mended_by_half(tiny_root: Path, tmp_path: Path):
+    path = tiny_root / "train" / "ground_truth" / "a.png"
+    Image.fromarray(np.array(Image.open(path)) * 255).save(path)
+    with pytest.raises(InputError, match="a.png: found 255 and no 1.*--masks 1 255"):
+        convert(tiny_root, tmp_path / "out")
+    convert(tiny_root, tmp_path / "out", masks=(1, 255))
+    mended = np.array(Image.open(tmp_path / "out" / "train" / "ground_truth" / "a.png"))
+    assert set(np.unique(mended)) == {0, 1}
+
+
 def test_options_that_do_not_fit(tiny_root: Path, tmp_path: Path):
     for options, words in (
         ({"strokes": (1, 1, 0)}, "three different values"),

@@ -53,3 +53,8 @@ def test_the_lists_are_the_benchmarks(benchmark: Path):
     for name in ("train", "test1"):
         stems = [paths.stem for paths in list_scenes(benchmark, name, need_masks=False)]
         assert benchmark_stems(name) == stems
+
+
+def test_a_seed_below_0_is_refused(tiny_root: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="seed is -1; expected 0 or more"):
+        split(tiny_root, "train", 3, tmp_path / "lists", holdout=0.3, seed=-1)

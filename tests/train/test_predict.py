@@ -136,6 +136,9 @@ def test_what_would_mix_or_replace_is_refused_before_anything_is_written(
     for out in (split / "images", f"{split}/images/../scribbles"):
         with pytest.raises(InputError, match="another --out"):
             main(arguments(checkpoint, split, out))
+    strokes = tmp_path / "other" / "probabilities"
+    with pytest.raises(InputError, match="another --out"):
+        main([*arguments(checkpoint, split, strokes.parent), f"--scribbles={strokes}"])
     with pytest.raises(InputError, match="nowhere/images"):
         main(arguments(checkpoint, tmp_path / "nowhere", tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -105,6 +105,8 @@ def test_a_space_that_is_not_there_is_named(tmp_path):
         ("model.architecture", choice("unet", "vgg"), "vgg"),
         ("train.epochs", uniform(1.5, 2.5), "train.epochs"),
         ("init_from", choice("a"), "--pretrained RUN"),
+        ("model.width", uniform(8, 32), "model.width is 9"),
+        ("data.fold", choice(0, 1), "scored on"),
     ],
 )
 def test_a_wrong_key_or_range_is_refused_by_name(key, distribution, words):
