@@ -784,7 +784,7 @@ def read_yaml(path: Path) -> Any:
     try:
         tree = yaml.load(path.read_text(), Loader=_Loader)
         # A mapping that holds itself, by an alias, is YAML and has no end.
-        json.dumps(tree, default=str)
+        json.dumps(tree, default=str, skipkeys=True)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"

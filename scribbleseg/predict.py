@@ -451,7 +451,7 @@ def predict_folder(
 
     Raises:
         InputError: A folder is missing or empty, stems do not match, a file breaks the data
-            contract, `out` is one of the folders that are read or holds masks of these images
+            contract, `out` is one of the folders that are read or holds files of these images
             that scribbleseg did not make, or `sure` is out of range.
     """
     require(0.5 <= sure < 1, "sure", sure, "a probability of 0.5 or more, below 1")
