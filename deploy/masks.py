@@ -15,10 +15,10 @@ from scribbleseg.datasets.files import (
     TooManyPixelsError,
     require_pixels,
 )
-from scribbleseg.datasets.scenes import Scene, encode_png, read_drawn
+from scribbleseg.datasets.scenes import Scene, read_drawn
 from scribbleseg.device import prepare_cpu
 from scribbleseg.errors import InputError
-from scribbleseg.predict import load, mask_png, to_grey, to_mask
+from scribbleseg.predict import load, mask_png, probabilities_png, to_mask
 
 
 class Masks:
@@ -107,7 +107,7 @@ class Masks:
 def _encode(logits: Tensor, scene: Scene, probabilities: bool) -> bytes:
     """Return what a folder's prediction writes."""
     if probabilities:
-        return encode_png(to_grey(logits))
+        return probabilities_png(logits)
     return mask_png(to_mask(logits, scene.scribbles, honour_strokes=True))
 
 

@@ -398,7 +398,7 @@ def answer(
     mask = to_mask(logits, scene.scribbles, honour_strokes=honour_strokes, sure=sure)
     return Answer(
         mask=mask_png(mask),
-        probabilities=encode_png(to_grey(logits), software=SOFTWARE) if probabilities else None,
+        probabilities=probabilities_png(logits) if probabilities else None,
     )
 
 
@@ -407,9 +407,10 @@ def mask_png(mask: UInt8[np.ndarray, "h w"]) -> bytes:
     return encode_png(mask, palette=True, software=SOFTWARE)
 
 
-def to_grey(logits: Float[Tensor, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Return 255 x the probability of "object", rounded."""
-    return (logits.sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
+def probabilities_png(logits: Float[Tensor, "h w"]) -> bytes:
+    """Return 255 x the probability of "object", rounded, as a grey PNG that tells what made it."""
+    grey = (logits.sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
+    return encode_png(grey, software=SOFTWARE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -294,11 +294,11 @@ def description(**changes: object) -> dict[str, Any]:
         (description(config={"optim": {"learning_rate": float("nan")}}), "optim.learning_rate"),
         (
             description(kind="dino", config={"data": {"roots": ["--help"]}}),
-            "values that do not begin with --",
+            "values that do not begin with -",
         ),
         (
             description(kind="dino", config={"data": {"roots": ["a", "--train.epochs=9"]}}),
-            "values that do not begin with --",
+            "values that do not begin with -",
         ),
         (description(config={"model": {"architecture": "vit"}}), "model.architecture"),
         (description(config={"train": {"epochs": -1}}), "train.epochs"),
