@@ -40,7 +40,7 @@ from scribbleseg.manifest import write_bytes
 from scribbleseg.models import build_model
 from scribbleseg.runs import find_checkpoint
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Stands in the masks: those of anybody else are never replaced.
 SOFTWARE = "scribbleseg"
@@ -471,7 +471,7 @@ def predict_folder(
         if np.count_nonzero((drawn := read_scene(paths).scribbles) != UNLABELLED) > drawn.size / 2
     ]
     if covered:
-        _log.warning(
+        logger.warning(
             "warning: %s: strokes cover more than half of the photograph, as in %d file(s); "
             "unlabelled is 255, background strokes are 0: `scribbleseg data convert --strokes` "
             "recodes them",

@@ -306,8 +306,9 @@ def check_data(fingerprints: list[str], run: RunFolder, *, resumed: bool) -> Non
             f"{', '.join(each[:8] for each in fingerprints)}); expected the same files on every "
             "node; copy them anew"
         )
-    # Every rank reads the record, so that all of them refuse; rank 0 writes it much later.
-    before = ((run.read_json("run.json") or {}) if resumed else {}).get("data_fingerprint")
+    # Every rank reads the record, so that all of them refuse.
+    record = run.read_json("run.json") if resumed else None
+    before = (record or {}).get("data_fingerprint")
     if before is not None and before != fingerprints[0]:
         raise InputError(
             f"data of {run.name}: they have changed since the run began (fingerprint "

@@ -205,8 +205,6 @@ def plan_hardware(
     cpus = launch.cpus_per_worker or max(1, min(shares, default=1))
     resources = Resources(cpus=cpus, gpus=gpus)
     room = num_places(nodes, resources) // launch.num_workers
-    if room == 0 and can_grow:
-        require_named(launch, nodes)
     if room == 0 and not can_grow:
         raise InputError(
             f"a trial needs {launch.num_workers} worker(s) with {cpus} CPU and {gpus} GPU each; "
@@ -214,5 +212,7 @@ def plan_hardware(
             f"on {len(nodes)} node(s); ask for less with --launch.num-workers or "
             "--launch.cpus-per-worker"
         )
+    if room == 0:
+        require_named(launch, nodes)
     most = job.max_concurrent or (job.num_trials if can_grow else room)
     return resources, min(job.num_trials, most)
