@@ -272,9 +272,10 @@ def require_named(launch: ClusterConfig, nodes: Sequence[tuple[int, int]]) -> No
         unsaid.append("--launch.gpus-per-worker")
     if unsaid:
         raise InputError(
-            f"no worker fits into the cluster as it is ({sum(c for c, _ in nodes)} CPUs and "
-            f"{sum(g for _, g in nodes)} GPUs on {len(nodes)} node(s)), and what the nodes to come "
-            f"will have cannot be known; say what each worker gets: {' and '.join(unsaid)}"
+            f"the cluster as it is ({sum(c for c, _ in nodes)} CPUs and "
+            f"{sum(g for _, g in nodes)} GPUs on {len(nodes)} node(s)) has no room for "
+            f"{launch.least_workers} worker(s), and what the nodes to come will have cannot be "
+            f"known; say what each worker gets: {' and '.join(unsaid)}"
         )
 
 

@@ -200,7 +200,7 @@ def test_submit_status_pull_evaluate(head, storage, tiny_data, tmp_path, capsys)
         [
             sys.executable, "-m", "tune.sweep", "smoke", f"--data.root={tiny_data}",
             "--train.batch-size=4", f"--storage={storage}", "--name=large",
-            "--launch.num-workers=3", "--launch.wait-minutes=0.05",
+            "--launch.num-workers=3", "--launch.cpus-per-worker=1", "--launch.wait-minutes=0.05",
         ],
         cwd=ROOT,
         env=on(head),
