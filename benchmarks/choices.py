@@ -88,6 +88,7 @@ PREDICTED: dict[str, dict[str, object]] = {
     "three scales": {"predict.scales": (2 / 3, 1.0, 4 / 3)},
     "mirrored, three scales": {"predict.flip": True, "predict.scales": (2 / 3, 1.0, 4 / 3)},
     "along the image's edges": {"predict.edges": True},
+    "object from a probability of 0.62 on": {"predict.threshold": 0.62},
 }
 
 

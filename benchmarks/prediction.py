@@ -90,7 +90,7 @@ def networks(
     ONNX Runtime computes on the CPU, wherever PyTorch does.
     """
     predictor = load(bench.checkpoint, device=place)
-    network = BytesToLogits(predictor.model).eval()
+    network = BytesToLogits(predictor.model, predictor.config.predict.threshold).eval()
     compiled: Any = torch.compile(network)
     with tempfile.TemporaryDirectory() as scratch:
         export_onnx(load(bench.checkpoint, device="cpu"), Path(scratch) / "model.onnx")

@@ -30,6 +30,7 @@ class Masks:
         checkpoint: str,
         flip: bool | None,
         edges: bool | None,
+        threshold: float | None,
         cpus: int,
         gpus: int,
         batch_size: int,
@@ -41,13 +42,20 @@ class Masks:
             checkpoint: See `scribbleseg.predict.load`.
             flip: See there.
             edges: See there.
+            threshold: See there.
             cpus: Threads that compute.
             gpus: Whether a GPU computes.
             batch_size: Requests that are answered together.
             max_pixels: Larger pictures are refused, before they are decoded.
         """
         keep_replica_on_loopback()
-        self.predictor = load(checkpoint, device="cuda" if gpus else "cpu", flip=flip, edges=edges)
+        self.predictor = load(
+            checkpoint,
+            device="cuda" if gpus else "cpu",
+            flip=flip,
+            edges=edges,
+            threshold=threshold,
+        )
         if not gpus:
             prepare_cpu(cpus)
         self.max_pixels = max_pixels

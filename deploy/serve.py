@@ -202,6 +202,7 @@ def build(service: Service, token: str | None) -> Any:
             checkpoint=absolute(service.checkpoint),
             flip=service.flip,
             edges=service.edges,
+            threshold=service.threshold,
             cpus=service.cpus_per_replica,
             gpus=service.gpus_per_replica,
             batch_size=batch_size,
@@ -216,7 +217,13 @@ def _try_out(service: Service) -> None:
     """Load the checkpoint once, so that a wrong one is one line and not a service that never is."""
     from scribbleseg.predict import load
 
-    load(service.checkpoint, device="cpu", flip=service.flip, edges=service.edges)
+    load(
+        service.checkpoint,
+        device="cpu",
+        flip=service.flip,
+        edges=service.edges,
+        threshold=service.threshold,
+    )
 
 
 def _require_free(host: str, port: int) -> None:

@@ -374,7 +374,9 @@ def _load(command: Looker) -> "Predictor":
     from scribbleseg.predict import load
 
     prepare_cpu(torch.get_num_threads())
-    return load(command.checkpoint, flip=command.flip, edges=command.edges)
+    return load(
+        command.checkpoint, flip=command.flip, edges=command.edges, threshold=command.threshold
+    )
 
 
 def predict(command: Predict) -> None:

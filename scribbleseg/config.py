@@ -434,9 +434,14 @@ class PredictConfig:
     """Follow the image's own edges, finer than the network's grid, by a guided filter (arXiv
     1505.00996).
     """
+    threshold: float = 0.5
+    """Probability from which on a pixel is object (0.01 to 0.99); raise it for a network that finds
+    too much. Logits are shifted by it, so that 0, and a written probability of 0.5, is the line.
+    """
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require(0.01 <= self.threshold <= 0.99, "predict.threshold", self.threshold, "0.01 to 0.99")
         require(
             0 < len(self.scales) <= 8 and all(0.25 <= scale <= 4 for scale in self.scales),
             "predict.scales",
@@ -458,6 +463,10 @@ class Looker:
     edges: bool | None = None
     """Follow the image's own edges, finer than the network's grid; None: as the checkpoint's own
     settings say.
+    """
+    threshold: float | None = None
+    """Probability from which on a pixel is object (0.01 to 0.99): lower finds more, higher less;
+    None: as the checkpoint's own settings say.
     """
 
 

@@ -247,6 +247,7 @@ def evaluate(
         "fold": fold,
         "flip": config.predict.flip,
         "edges": config.predict.edges,
+        "threshold": config.predict.threshold,
         "scales": list(config.predict.scales),
         "honour_strokes": honour_strokes,
         "long_side": config.data.long_side,

@@ -1,10 +1,10 @@
 """A network as one ONNX file, for programs without PyTorch.
 
 Bytes go in and logits come out: `image` uint8 (b, 3, h, w), RGB; `strokes` uint8 (b, 2, h, w),
-object and background as `scribbles.encode` makes them; `logits` float32 (b, 1, h, w). Batch, height
-and width are free; the latter two are multiples of 32 (`predict.pad` says how to extend a picture).
-The settings that say at which scale to look, and how to encode strokes, stand in the file's
-metadata under "scribbleseg".
+object and background as `scribbles.encode` makes them; `logits` float32 (b, 1, h, w), above 0 where
+the network's probability is above `predict.threshold`. Batch, height and width are free; the latter
+two are multiples of 32 (`predict.pad` says how to extend a picture). The settings that say at which
+scale to look, and how to encode strokes, stand in the file's metadata under "scribbleseg".
 """
 
 import json
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from scribbleseg.config import to_dict
 from scribbleseg.datasets.transforms import normalise
 from scribbleseg.errors import InputError
-from scribbleseg.predict import Predictor
+from scribbleseg.predict import Predictor, log_odds
 
 OPSET = 18
 # Largest difference of logits that rounding explains; they are some units large.
@@ -33,15 +33,16 @@ TOLERANCE = 1e-3
 class BytesToLogits(nn.Module):
     """A network with the steps before it that every user would have to repeat."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, threshold: float):
         super().__init__()
         self.model = model
+        self.line = log_odds(threshold)
 
     def forward(
         self, image: UInt8[Tensor, "b 3 h w"], strokes: UInt8[Tensor, "b 2 h w"]
     ) -> Float32[Tensor, "b 1 h w"]:
         """Return logits of "object"."""
-        return self.model(normalise(image), strokes.float() / 255).logits
+        return self.model(normalise(image), strokes.float() / 255).logits - self.line
 
 
 def export_onnx(predictor: Predictor, out: Path) -> None:
@@ -67,7 +68,7 @@ def export_onnx(predictor: Predictor, out: Path) -> None:
             "model.architecture is 'vit_unet': its positions are resampled to each picture in a "
             "way that ONNX does not know; expected one of the convolutional networks"
         )
-    network = BytesToLogits(predictor.model).eval()
+    network = BytesToLogits(predictor.model, predictor.config.predict.threshold).eval()
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
             file = Path(scratch) / "model.onnx"

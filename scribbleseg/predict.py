@@ -71,7 +71,8 @@ def predict_logits(
         precision: autocast dtype; None computes in float32.
 
     Returns:
-        Logits on `device`, made under inference mode (they cannot enter a backward pass).
+        Logits on `device`, above 0 where the network's probability is above `predict.threshold`;
+        made under inference mode (they cannot enter a backward pass).
     """
     (logits,) = predict_batch(
         model, [image], [scribbles], config=config, device=device, precision=precision
@@ -105,6 +106,7 @@ def predict_batch(
         # On the finest one's grid.
         size = looks[-1].shape[-2:]
         logits = torch.stack([_resize(look, size) for look in looks]).mean(dim=0)
+        logits -= log_odds(config.predict.threshold)
         if config.predict.edges:
             found = [
                 torch.from_numpy(follow_edges(each.sigmoid().cpu().numpy(), image))
@@ -140,6 +142,11 @@ def _look(
     # One after the other: both at once would take more memory, and no less time on a CPU.
     mirrored = logits(seen.flip(-1), drawn.flip(-1))
     return (straight + mirrored.flip(-1)) / 2
+
+
+def log_odds(probability: float) -> float:
+    """Return the logit of a probability in (0, 1)."""
+    return math.log(probability / (1 - probability))
 
 
 def _resize(logits: Float32[Tensor, "b h w"], size: Sequence[int]) -> Float32[Tensor, "b h2 w2"]:
@@ -205,7 +212,7 @@ def to_mask(
     pixels whose label has a probability below `sure` [0.5, 1) become 255, ignore.
     """
     labels = (logits > 0).to(torch.uint8)
-    mask = labels.masked_fill(logits.abs() < math.log(sure / (1 - sure)), UNLABELLED).cpu().numpy()
+    mask = labels.masked_fill(logits.abs() < log_odds(sure), UNLABELLED).cpu().numpy()
     return np.where(scribbles == UNLABELLED, mask, scribbles) if honour_strokes else mask
 
 
@@ -317,6 +324,7 @@ def load(
     device: str | None = None,
     flip: bool | None = None,
     edges: bool | None = None,
+    threshold: float | None = None,
 ) -> Predictor:
     """Load a trained network, ready to predict.
 
@@ -327,9 +335,12 @@ def load(
         flip: Average with the mirrored image: a little better, twice the time; None: as the
             checkpoint's own settings say.
         edges: Follow the image's own edges; None: as the checkpoint's own settings say.
+        threshold: Probability from which on a pixel is object, 0.01 to 0.99; None: as the
+            checkpoint's own settings say.
 
     Raises:
-        InputError: Not a whole checkpoint, one of another format, or no such device.
+        InputError: Not a whole checkpoint, one of another format, no such device, or a threshold
+            out of its range.
     """
     place = find_device(device) if device else pick_device()
     with tempfile.TemporaryDirectory(prefix="scribbleseg-") as scratch:
@@ -355,6 +366,7 @@ def load(
         own,
         flip=own.flip if flip is None else flip,
         edges=own.edges if edges is None else edges,
+        threshold=own.threshold if threshold is None else threshold,
     )
     return Predictor(
         config=replace(found.config, predict=chosen),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scribbleseg.cli import run_line
-from scribbleseg.config import FinetuneConfig, ModelConfig
+from scribbleseg.config import FinetuneConfig, ModelConfig, PredictConfig
 from scribbleseg.datasets.transforms import normalise
 from scribbleseg.errors import InputError
 from scribbleseg.export import export_onnx
@@ -26,7 +26,7 @@ def predictor(model: ModelConfig) -> Predictor:
     for name, parameter in network.named_parameters():
         if name.endswith("project.weight"):
             torch.nn.init.normal_(parameter, std=0.1)
-    config = replace(FinetuneConfig(), model=model)
+    config = replace(FinetuneConfig(), model=model, predict=PredictConfig(threshold=0.6))
     return Predictor(config=config, model=network, device=torch.device("cpu"), source="test")
 
 
@@ -55,7 +55,8 @@ def test_it_gives_the_networks_logits_at_any_size(model: ModelConfig, tmp_path: 
         strokes[:, 0, 20:30, 5:25] = 255
         strokes[:-1, 1, 40:44, 5:25] = 128
         with torch.inference_mode():
-            expected = one.model(normalise(image), strokes.float() / 255).logits.numpy()
+            logits = one.model(normalise(image), strokes.float() / 255).logits
+            expected = logits.numpy() - np.log(0.6 / 0.4)
         (found,) = session.run(None, {"image": image.numpy(), "strokes": strokes.numpy()})
         np.testing.assert_allclose(found, expected, atol=1e-4)
     told = session.get_modelmeta().custom_metadata_map["scribbleseg"]

@@ -53,6 +53,18 @@ class ColumnAsLogits(nn.Module):
         return SimpleNamespace(logits=column.expand(len(image), 1, *image.shape[-2:]))
 
 
+class Constant(nn.Module):
+    """Stands in for a network that says the same of every pixel."""
+
+    def __init__(self, logit: float):
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, image: Tensor, strokes: Tensor) -> SimpleNamespace:
+        """Return the one logit."""
+        return SimpleNamespace(logits=torch.full_like(image[:, :1], self.logit))
+
+
 def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -112,6 +124,27 @@ def test_flip_averages_logits_with_those_of_the_mirrored_input():
     plain = logits_of(RedAsLogits(), image, blank(32, 50), long_side=50)
     flipped = logits_of(RedAsLogits(), image, blank(32, 50), long_side=50, flip=True)
     torch.testing.assert_close(flipped, plain)
+
+
+@pytest.mark.parametrize("edges", [False, True])
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_an_object_begins_at_the_threshold(threshold: float, edges: bool):
+    """Whatever the resizing and the edges do to probabilities, those of one value stay one."""
+    for off in (-0.02, 0.02):
+        logit = float(np.log((threshold + off) / (1 - threshold - off)))
+        logits = logits_of(
+            Constant(logit), noise(48, 64), blank(48, 64), 64, threshold=threshold, edges=edges
+        )
+        assert (to_mask(logits, blank(48, 64), honour_strokes=True) == (off > 0)).all()
+        shifted = logit - np.log(threshold / (1 - threshold))
+        torch.testing.assert_close(logits, torch.full((48, 64), shifted), atol=1e-3, rtol=0)
+
+
+def test_a_threshold_is_asked_for_or_the_checkpoints_own(checkpoint: Path):
+    assert load(checkpoint, device="cpu").config.predict.threshold == 0.5
+    assert load(checkpoint, device="cpu", threshold=0.7).config.predict.threshold == 0.7
+    with pytest.raises(InputError, match=r"predict.threshold is 1.0; expected 0.01 to 0.99"):
+        load(checkpoint, device="cpu", threshold=1.0)
 
 
 def test_edges_are_the_photographs_own():

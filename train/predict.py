@@ -100,7 +100,9 @@ def main(arguments: Sequence[str]) -> None:
     out = folders.out.rstrip("/")
     if len(read) < 2 or read & {out, f"{out}/probabilities"}:
         raise InputError(f"{job.out}: the masks would replace what is read; give another --out")
-    predictor = load(job.checkpoint, device="cpu", flip=job.flip, edges=job.edges)
+    predictor = load(
+        job.checkpoint, device="cpu", flip=job.flip, edges=job.edges, threshold=job.threshold
+    )
     work = list_work(folders, job.probabilities)
     require_same_masks(folders, _record(predictor, job), work)
     total = len(work.drawn) + work.num_done + len(work.failures)

@@ -62,6 +62,8 @@ def how_scored(evaluation: Evaluation) -> str:
     strokes = "take" if settings["honour_strokes"] else "do not take"
     how = ", averaged with the mirrored input" if settings["flip"] else ""
     how += ", along the image's own edges" if settings["edges"] else ""
+    line = settings["threshold"]
+    how += f", object from a probability of {line:g} on" if line != 0.5 else ""
     return (
         f"{len(evaluation.rows)} images of {evaluation.part}, each at its own size{how}; "
         f"pixels under a stroke {strokes} its label. Intervals are bootstrapped over images; "

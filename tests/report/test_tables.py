@@ -9,6 +9,7 @@ from scribbleseg.report.tables import (
     difference,
     duration,
     figures_table,
+    how_scored,
     run_facts,
     scores_table,
 )
@@ -32,6 +33,7 @@ def evaluation(*mious: float, fold: int | None = 0) -> Evaluation:
         "fold": fold,
         "flip": False,
         "edges": False,
+        "threshold": 0.5,
         "honour_strokes": True,
     }
     return Evaluation(
@@ -49,6 +51,13 @@ def test_figures_of_one_run():
     assert table.rows[-1] == ["Boundary IoU", "0.500", "0.250 to 0.750", NOTHING]
     assert table.note.startswith("2 images of train, fold 0, each at its own size")
     assert all(len(row) == len(table.header) for row in table.rows)
+    assert "object from" not in table.note
+
+
+def test_another_threshold_is_told():
+    found = evaluation(0.25, 0.75)
+    found.settings["threshold"] = 0.62
+    assert "its own size, object from a probability of 0.62 on; pixels" in how_scored(found)
 
 
 def test_runs_side_by_side_with_paired_differences():

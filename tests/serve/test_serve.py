@@ -75,8 +75,8 @@ def bad_parts(good: dict[str, bytes]) -> dict[str, tuple[dict[str, bytes], int, 
 
 def test_good_and_bad_requests_of_one_batch_get_their_own_answers(checkpoint, tiny_data, expected):
     masks = Masks(
-        checkpoint=str(checkpoint), flip=None, edges=None, cpus=torch.get_num_threads(), gpus=0,
-        batch_size=1, max_pixels=50_000_000,
+        checkpoint=str(checkpoint), flip=None, edges=None, threshold=None,
+        cpus=torch.get_num_threads(), gpus=0, batch_size=1, max_pixels=50_000_000,
     )  # fmt: skip
     stem = "scene_1_001"
     good = parts(tiny_data, stem)
@@ -97,8 +97,8 @@ def test_good_and_bad_requests_of_one_batch_get_their_own_answers(checkpoint, ti
 
 def test_a_replica_whose_device_fails_is_not_well(checkpoint, tiny_data, monkeypatch):
     masks = Masks(
-        checkpoint=str(checkpoint), flip=None, edges=None, cpus=torch.get_num_threads(), gpus=0,
-        batch_size=1, max_pixels=50_000_000,
+        checkpoint=str(checkpoint), flip=None, edges=None, threshold=None,
+        cpus=torch.get_num_threads(), gpus=0, batch_size=1, max_pixels=50_000_000,
     )  # fmt: skip
     order = Order(**parts(tiny_data, "scene_1_000"))
 
