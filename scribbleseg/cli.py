@@ -297,7 +297,8 @@ def _tell(line: str) -> None:
 
 def say(text: str) -> None:
     """Write a line for the user, who may be reading a log that is being written."""
-    sys.stdout.write(f"{text}\n")
+    # File names that are not UTF-8 can be read and not be written.
+    sys.stdout.write(f"{text}\n".encode(errors="backslashreplace").decode())
     sys.stdout.flush()
 
 

@@ -32,7 +32,7 @@ from scribbleseg.datasets.scenes import (
     write_png,
 )
 from scribbleseg.errors import InputError
-from scribbleseg.manifest import to_json, write_bytes
+from scribbleseg.manifest import make_folder, to_json, write_bytes
 from scribbleseg.metrics import ImageScores, SegmentationMetrics, bootstrap_interval
 from scribbleseg.predict import Predictor, predict_logits, to_mask
 
@@ -212,13 +212,7 @@ def evaluate(
         root, split, fold=fold, num_folds=config.data.num_folds, cache_dir=cache_dir
     )
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{out}: {(error.strerror or str(error)).lower()}; expected a folder that can be "
-                "written: give another --out"
-            ) from None
+        make_folder(out)
     metrics = SegmentationMetrics()
     results = score_scenes(
         predictor.model,

@@ -205,6 +205,25 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
+def make_folder(folder: Path, *, asked: Path | None = None) -> None:
+    """Make a folder that results go to, and those above it, unless it is there.
+
+    Args:
+        folder: The folder.
+        asked: What the user called it; None: the same.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{asked or folder}: {(error.strerror or str(error)).lower()}; expected a folder that "
+            "can be written: give another --out"
+        ) from None
+
+
 def to_json(tree: Mapping[str, Any], *, indent: int | None = 2) -> bytes:
     """Return JSON that ends in a line break; `indent` None: on one line.
 

@@ -36,7 +36,7 @@ from scribbleseg.datasets.transforms import normalise, to_network
 from scribbleseg.device import find_device, pick_device
 from scribbleseg.edges import follow_edges
 from scribbleseg.errors import InputError
-from scribbleseg.manifest import write_bytes
+from scribbleseg.manifest import make_folder, write_bytes
 from scribbleseg.models import build_model
 from scribbleseg.runs import find_checkpoint
 
@@ -537,7 +537,7 @@ def _write_masks(
     told: Callable[[Scene], Answer], scenes: list[ScenePaths], out: Path
 ) -> Iterator[MaskWritten]:
     """Write one mask after the other; see `predict_folder`."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for done, paths in enumerate(scenes, start=1):
         made = told(read_scene(paths))
         if made.probabilities is not None:

@@ -41,6 +41,7 @@ from scribbleseg.manifest import (
     MANIFEST,
     best_location,
     is_plain_name,
+    make_folder,
     parse_json,
     parse_manifest,
     resolve,
@@ -561,7 +562,7 @@ def _download(filesystem: FileSystem, source: str, out: Path) -> Path:
     stamps = parse_manifest(manifest, f"{source}/{MANIFEST}")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    make_folder(partial, asked=out)
     try:
         for name, stamp in stamps.items():
             _require_size(filesystem, f"{source}/{name}", stamp.size)

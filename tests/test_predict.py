@@ -384,6 +384,13 @@ def test_masks_never_replace_what_is_read(predictor: Predictor, folders):
             predict_folder(predictor, images, scribbles, out)
 
 
+def test_a_place_that_cannot_be_written_is_one_line(predictor: Predictor, folders):
+    images, scribbles, out = folders
+    out.touch()
+    with pytest.raises(InputError, match="not a directory; expected a folder that can be written"):
+        list(predict_folder(predictor, images, scribbles, out / "below"))
+
+
 def test_masks_of_a_hand_are_not_replaced_and_its_own_are(predictor: Predictor, folders):
     images, scribbles, out = folders
     out.mkdir()

@@ -518,6 +518,8 @@ def test_pull_overwrites_nothing(local_run: RunFolder, tmp_path: Path) -> None:
     assert "not an empty folder" in one_line(lambda: pull(local_run.path, out))
     assert "not an empty folder" in one_line(lambda: pull(local_run.path, out / "thesis.txt"))
     assert (out / "thesis.txt").read_text() == "precious"
+    below = out / "thesis.txt" / "best"
+    assert "expected a folder that can be written" in one_line(lambda: pull(local_run.path, below))
 
 
 def test_status_is_computed_from_storage_alone(run: RunFolder, storage: str) -> None:

@@ -74,11 +74,17 @@ def _by_stem(folder: str, suffixes: Sequence[str], failures: list[Failure]) -> d
     filesystem, path = open_storage(folder)
     try:
         infos = filesystem.get_file_info(FileSelector(path))
+        names = sorted(info.base_name for info in infos if info.type == FileType.File)
     except OSError as error:
         raise InputError(
             f"{folder}: {reason(error)[:300]}; expected a folder of {' or '.join(suffixes)} files"
         ) from None
-    names = sorted(info.base_name for info in infos if info.type == FileType.File)
+    except UnicodeDecodeError as error:
+        name = str(error.object)[2:-1]
+        raise InputError(
+            f"{folder}: found the file name {name}, which is not UTF-8; rename it, or use "
+            "`scribbleseg predict`, which takes names as they are"
+        ) from None
     found: dict[str, str] = {}
     for name in names:
         stem, dot, suffix = name.rpartition(".")

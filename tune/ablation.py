@@ -176,10 +176,12 @@ def main(arguments: Sequence[str]) -> None:
     storage = absolute(job.launch.storage)
     name = job.name or f"ablation-{recipe}-{config_hash(settings)}"
     folder, place = RunFolder.at(storage, name), f"{storage}/{name}"
-    record = folder.read_json(PLAN) or {"settings": settings}
-    if record["settings"] != settings:
+    record = folder.read_json(PLAN)
+    # One that trained nothing, because something was wrong with its data say, keeps no name.
+    begun = record and any(folder.child(run).read_json("run.json") for run in record["runs"])
+    if record and begun and record["settings"] != settings:
         raise InputError(f"{place}: holds an ablation of other settings; choose another --name")
-    if record.get("finished"):
+    if record and record.get("finished"):
         say(f"{place} is finished; another --name does it again beside it")
         return
     runs = plan(job, place, read_encoders(job))

@@ -24,6 +24,7 @@ from scribbleseg.datasets.scenes import (
     read_mask,
     read_scribbles,
     require_same_size,
+    require_utf8,
 )
 from scribbleseg.datasets.sheet import draw_sheet, draw_tile
 from scribbleseg.errors import InputError
@@ -306,6 +307,11 @@ def _list_split(folder: Path, errors: list[str], warnings: list[Oddity]) -> list
         except InputError as error:
             errors.append(str(error))
             continue
+        for path in files[name].values():
+            try:
+                require_utf8(path)
+            except InputError as error:
+                errors.append(str(error))
         warnings += _passed_over(folder / name, files[name].values())
     images = files.get("images")
     if images == {}:

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import make_folder
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -148,17 +149,16 @@ def new_folder(out: Path) -> Generator[Path]:
     """Give a temporary folder that becomes `out` when the block ends well, and vanishes otherwise.
 
     Raises:
-        InputError: `out` exists and is not an empty folder.
+        InputError: `out` exists and is not an empty folder, or cannot be made.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(
             f"{out}: already there; expected a new folder; remove it or name another one"
         )
     out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir()
+        make_folder(partial, asked=out)
         yield partial
         os.replace(partial, out)
     finally:

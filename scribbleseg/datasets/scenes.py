@@ -10,6 +10,7 @@ they are stored (an EXIF orientation is not applied), because strokes are drawn 
 """
 
 import io
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,6 +98,18 @@ def list_files(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
+def require_utf8(path: Path) -> None:
+    """Raise an `InputError` where a file's name cannot be written into lists and tables of text."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        name = str(os.fsencode(path.name))[2:-1]
+        raise InputError(
+            f"{path.parent}: found the file name {name}, which is not UTF-8; rename the files of "
+            "that stem (a folder of such names: convmv -f latin1 -t utf8)"
+        ) from None
+
+
 def list_splits(root: Path) -> list[str]:
     """Return the names of the folders in `root` that hold an images/ folder, sorted.
 
@@ -120,8 +133,8 @@ def list_scenes(
         cache_dir: Where remote data are kept; see `remote.local_copy`.
 
     Raises:
-        InputError: a folder is missing, it holds no images, or stems do not match; remote data
-            cannot be fetched.
+        InputError: a folder is missing, it holds no images, stems do not match, or a name is not
+            UTF-8; remote data cannot be fetched.
     """
     root = local_copy(root, cache_dir, below=split)
     folder = root / split
@@ -133,6 +146,8 @@ def list_scenes(
         raise InputError(
             f"{folder / 'images'}: found no .jpg or .png file, expected the photographs"
         )
+    for path in images.values():
+        require_utf8(path)
     scribbles = list_files(folder / "scribbles", LABEL_SUFFIXES)
     _require_same_stems(images, scribbles, folder / "images", folder / "scribbles")
     masks: dict[str, Path] = {}

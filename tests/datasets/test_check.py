@@ -1,5 +1,6 @@
 """The doctor finds every bad file, says what is odd, and measures the rest."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -78,6 +79,7 @@ def test_every_error_is_collected(tiny_root: Path):
     save(folder / "scribbles" / "a.png", np.array([[0, 1, 2]], np.uint8))
     save(folder / "ground_truth" / "b.png", np.array([[0, 255]], np.uint8))
     save(folder / "scribbles" / "c.png", np.full((5, 12), 255, np.uint8))
+    (folder / "images" / os.fsdecode(b"caf\xe9.png")).write_bytes(content)
     save(folder / "images" / "d.png", rng.integers(0, 256, (8, 12, 4), np.uint8))
     save(folder / "scribbles" / "e.png", np.full((8, 12), 255, np.uint8))
     save(folder / "images" / "f.jpg", rng.integers(0, 256, (8, 12, 3), np.uint8), "CMYK")
@@ -95,6 +97,7 @@ def test_every_error_is_collected(tiny_root: Path):
         ("scribbles/e.png", "no image"),
         ("images/f.jpg", "CMYK"),
         ("scribbles/f.png", "missing"),
+        ("caf\\xe9.png", "not UTF-8; rename"),
         ("images/g.png", "16 bits"),
         ("test/images", "no .jpg"),
         ("test/scribbles", "no such file"),

@@ -207,3 +207,9 @@ def test_never_in_place(tiny_root: Path, tmp_path: Path):
         convert(tiny_root, tiny_root)
     with pytest.raises(InputError, match="no SPLIT/images"):
         convert(tiny_root / "train", tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written(tiny_root: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/out: not a directory; expected a folder that can"):
+        convert(tiny_root, tmp_path / "file" / "out")

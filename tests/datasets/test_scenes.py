@@ -1,5 +1,6 @@
 """The data contract: what is read, and every way in which it is refused."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -87,6 +88,15 @@ def test_masks_may_be_absent(tiny_root: Path):
     with pytest.raises(InputError) as caught:
         list_scenes(tiny_root, "train", need_masks=True)
     one_line(caught, "ground_truth", "no such file")
+
+
+def test_names_that_no_table_of_text_can_hold(tiny_root: Path):
+    images = tiny_root / "train" / "images"
+    (images / "b.png").rename(images / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(InputError) as caught:
+        list_scenes(tiny_root, "train", need_masks=True)
+    one_line(caught, "images: found the file name caf\\xe9.png, which is not UTF-8", "rename")
+    str(caught.value).encode()
 
 
 def test_missing_folders_and_images(tiny_root: Path):

@@ -141,6 +141,10 @@ def test_what_would_mix_or_replace_is_refused_before_anything_is_written(
         main([*arguments(checkpoint, split, strokes.parent), f"--scribbles={strokes}"])
     with pytest.raises(InputError, match="nowhere/images"):
         main(arguments(checkpoint, tmp_path / "nowhere", tmp_path / "out"))
+    latin = shutil.copytree(split, tmp_path / "latin")
+    (latin / "images" / os.fsdecode(b"caf\xe9.png")).touch()
+    with pytest.raises(InputError, match=r"file name caf\\xe9.png, which is not UTF-8; rename it"):
+        main(arguments(checkpoint, latin, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     main(arguments(checkpoint, split, tmp_path / "out"))
     with pytest.raises(InputError, match=r"made otherwise \(predict differ"):

@@ -219,6 +219,22 @@ def test_images_that_are_not_there_are_named(tiny_data):
         main(["demo", f"--data.root={tiny_data}", "--images", "/nowhere"])
 
 
+def test_one_that_trained_nothing_keeps_no_name(tiny_data, tmp_path, monkeypatch):
+    command = ["demo", f"--data.root={tiny_data}", f"--storage={tmp_path}", "--name=a"]
+
+    def refuse(*_: object) -> None:
+        raise InputError("something is wrong")
+
+    monkeypatch.setattr("tune.ablation.train_all", refuse)
+    for seeds in (1, 2):
+        with pytest.raises(InputError, match="something is wrong"):
+            main([*command, f"--seeds={seeds}"])
+    names = json.loads((tmp_path / "a" / "ablation.json").read_text())["runs"]
+    RunFolder.at(str(tmp_path / "a"), names[-1]).write_json("run.json", {"finished": False})
+    with pytest.raises(InputError, match="other settings"):
+        main([*command, "--seeds=3"])
+
+
 def test_a_whole_ablation_and_the_same_command_again(tiny_data, tmp_path, capsys):
     def command(*more):
         return ["demo", f"--data-root={tiny_data}", f"--storage={tmp_path}", "--name=a",
