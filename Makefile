@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One Ray per machine is assumed by Ray's cleaner; a cluster that happens to run is left alone.
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: setup demo lint test test-all bench cluster-proof
+.PHONY: setup demo lint test test-all ray-tests other-tests bench cluster-proof
 
 setup: .venv/.installed
 
@@ -30,11 +30,20 @@ lint: setup
 # all of them several times.
 test test-all: export OMP_WAIT_POLICY ?= passive
 
+# Those that may start Ray mostly wait for it, so the others run beside them.
+RAY_TESTS := tests/cluster tests/serve tests/train tests/tune
+
 test: lint
-	$(BIN)/pytest -q -m 'not slow'
+	$(MAKE) --jobs=2 ray-tests other-tests ONLY="-m 'not slow'"
 
 test-all: lint
-	$(BIN)/pytest -q
+	$(MAKE) --jobs=2 ray-tests other-tests
+
+ray-tests:
+	$(BIN)/pytest -q $(ONLY) $(RAY_TESTS)
+
+other-tests:
+	$(BIN)/pytest -q $(ONLY) $(RAY_TESTS:%=--ignore=%)
 
 # The short forms of the benchmarks of speed, a quarter of an hour; tables in runs/benchmarks.
 bench: setup
