@@ -205,7 +205,8 @@ def evaluate(
         watch: Wraps the list of samples that is iterated over: the place for a progress bar.
 
     Raises:
-        InputError: The split is missing, has no ground truth, or breaks the data contract.
+        InputError: The split is missing, has no ground truth, or breaks the data contract; or `out`
+            cannot be made.
     """
     config = predictor.config
     paths = list_scored(

@@ -206,7 +206,7 @@ def to_mask(
     honour_strokes: bool,
     sure: float = 0.5,
 ) -> UInt8[np.ndarray, "h w"]:
-    """Return 1 where the object is more likely than not, else 0.
+    """Return 1 where logits are above 0, else 0.
 
     With `honour_strokes`, pixels under a stroke take its label: the user has the last word. Other
     pixels whose label has a probability below `sure` [0.5, 1) become 255, ignore.
@@ -268,6 +268,8 @@ class Predictor:
         strokes: UInt8[np.ndarray, "h w"],
     ) -> Float32[np.ndarray, "h w"]:
         """Return the probability of "object", in [0, 1], at the image's own size.
+
+        It is shifted to be 0.5 where the network's is `predict.threshold`.
 
         Args:
             image: RGB, of any size.
