@@ -215,15 +215,9 @@ def build(service: Service, token: str | None) -> Any:
 
 def _try_out(service: Service) -> None:
     """Load the checkpoint once, so that a wrong one is one line and not a service that never is."""
-    from scribbleseg.predict import load
+    from scribbleseg.predict import load_as_asked
 
-    load(
-        service.checkpoint,
-        device="cpu",
-        flip=service.flip,
-        edges=service.edges,
-        threshold=service.threshold,
-    )
+    load_as_asked(service, device="cpu")
 
 
 def _require_free(host: str, port: int) -> None:

@@ -372,12 +372,10 @@ def _load(command: Looker) -> "Predictor":
     import torch
 
     from scribbleseg.device import prepare_cpu
-    from scribbleseg.predict import load
+    from scribbleseg.predict import load_as_asked
 
     prepare_cpu(torch.get_num_threads())
-    return load(
-        command.checkpoint, flip=command.flip, edges=command.edges, threshold=command.threshold
-    )
+    return load_as_asked(command)
 
 
 def predict(command: Predict) -> None:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from scribbleseg.checkpoint import list_broken, read_model, transfer
-from scribbleseg.config import DataConfig, FinetuneConfig, StrokesConfig, require
+from scribbleseg.config import DataConfig, FinetuneConfig, Looker, StrokesConfig, require
 from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
@@ -376,6 +376,17 @@ def load(
         model=model.eval().to(place, memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         device=place,
         source=str(checkpoint),
+    )
+
+
+def load_as_asked(command: Looker, *, device: str | None = None) -> Predictor:
+    """Load the network that a command names, to look as the command says; see `load`."""
+    return load(
+        command.checkpoint,
+        device=device,
+        flip=command.flip,
+        edges=command.edges,
+        threshold=command.threshold,
     )
 
 

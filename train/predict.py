@@ -23,7 +23,7 @@ from tqdm import tqdm
 from scribbleseg.cli import exit_status, say
 from scribbleseg.config import Looker, parse_arguments, require, to_dict
 from scribbleseg.errors import InputError
-from scribbleseg.predict import Predictor, load
+from scribbleseg.predict import Predictor, load_as_asked
 from train.launch import (
     ClusterConfig,
     Resources,
@@ -100,9 +100,7 @@ def main(arguments: Sequence[str]) -> None:
     out = folders.out.rstrip("/")
     if len(read) < 2 or read & {out, f"{out}/probabilities"}:
         raise InputError(f"{job.out}: the masks would replace what is read; give another --out")
-    predictor = load(
-        job.checkpoint, device="cpu", flip=job.flip, edges=job.edges, threshold=job.threshold
-    )
+    predictor = load_as_asked(job, device="cpu")
     work = list_work(folders, job.probabilities)
     require_same_masks(folders, _record(predictor, job), work)
     total = len(work.drawn) + work.num_done + len(work.failures)
