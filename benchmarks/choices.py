@@ -116,7 +116,10 @@ def train(name: str, changes: Mapping[str, str], fold: int, bench: Choices) -> s
     ]
     place = ["--storage", str(bench.storage), "--name", name]
     command = [sys.executable, "-m", "train.finetune", "cpu", *words, *place]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    training = subprocess.run(command, stdout=subprocess.DEVNULL)
+    if training.returncode:
+        # It has said why.
+        sys.exit(training.returncode)
     return str(bench.storage / name)
 
 

@@ -42,15 +42,17 @@ def main() -> None:
         Overhead, sys.argv[1:], prog="python -m benchmarks.sweep_overhead"
     )
     with tempfile.TemporaryDirectory() as storage:
-        subprocess.run(
+        sweeping = subprocess.run(
             [
                 sys.executable, "-m", "tune.sweep", "core", f"--data.root={asked.root}",
                 f"--storage={storage}", "--name=s", f"--num-trials={asked.trials}",
                 f"--train.epochs={asked.epochs}", "--train.validate-every=1", "--max-concurrent=1",
                 "--stopping=none", "--data.long-side=96", "--data.crop-size=96",
             ],
-            check=True,
         )  # fmt: skip
+        if sweeping.returncode:
+            # It has said why.
+            sys.exit(sweeping.returncode)
         folder = Path(storage) / "s"
         sweep = RunFolder.open(str(folder))
         ends: list[float] = []

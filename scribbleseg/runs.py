@@ -45,6 +45,7 @@ from scribbleseg.manifest import (
     parse_json,
     parse_manifest,
     resolve,
+    shown,
     to_json,
     verify,
     write_bytes,
@@ -53,6 +54,18 @@ from scribbleseg.manifest import (
 RUN = "run.json"
 METRICS = "metrics.jsonl"
 
+# What run.json holds, where it holds it: who reads a field need not ask what it is.
+_RECORD = {
+    "kind": str,
+    "recipe": str,
+    "config": dict,
+    "resolved": dict,
+    "data_fingerprint": str,
+    "versions": dict,
+    "started": str,
+    "wall_time": (int, float),
+    "finished": bool,
+}
 _CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{4,9})")
 # What is to replace a checkpoint of the same epoch is brought there whole under this name first.
 _INCOMING_NAME = re.compile(r"\.incoming_(\d{4,9})")
@@ -112,7 +125,7 @@ class RunFolder:
 
     def finished(self) -> bool:
         """Say whether the run came to its end."""
-        return (self.read_json(RUN) or {}).get("finished") is True
+        return (self.read_record() or {}).get("finished") is True
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a small file of the run, atomically; its name may lead into a folder.
@@ -165,6 +178,21 @@ class RunFolder:
         content = _read(self.filesystem, path, limit=_MAX_FILE_BYTES)
         return None if content is None else parse_json(content, path)
 
+    def read_record(self) -> dict[str, Any] | None:
+        """Read run.json; None where there is none. Fields may be missing.
+
+        Raises:
+            InputError: it is not a JSON object, or a field is not what a run writes.
+        """
+        record = self.read_json(RUN)
+        for name, value in (record or {}).items():
+            expected = _RECORD.get(name, object)
+            if not isinstance(value, expected):
+                raise InputError(
+                    f"{self.path}/{RUN}: {name} is {shown(value)}, not what a run writes"
+                )
+        return record
+
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.jsonl: one line per epoch, replacing what it held.
 
@@ -177,12 +205,12 @@ class RunFolder:
         """Read metrics.jsonl; an empty list where there is none.
 
         Raises:
-            InputError: a line is not a JSON object, or it is far too large.
+            InputError: a line is not a JSON object of numbers, or it is far too large.
         """
         path = f"{self.path}/{METRICS}"
         lines = (_read(self.filesystem, path, limit=_MAX_METRICS_BYTES) or b"").splitlines()
         return [
-            parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)
+            _parse_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)
         ]
 
     @contextlib.contextmanager
@@ -428,22 +456,22 @@ def status(uri: str) -> RunStatus:
         InputError: no run is there, or its files are damaged.
     """
     run = RunFolder.open(uri)
-    record = run.read_json(RUN)
+    record = run.read_record()
     if record is None:
         raise InputError(f"{uri}: holds no {RUN}; expected the folder of a run, STORAGE/NAME")
     history = run.read_metrics()
     metrics = history[-1] if history else {}
     finished = record.get("finished") is True
-    epoch = _number(metrics.get("epoch"))
+    epoch = int(metrics.get("epoch", 0))
     epochs = _num_epochs(record)
     return RunStatus(
         name=run.name,
         finished=finished,
-        epoch=int(epoch or 0),
+        epoch=epoch,
         epochs=epochs,
         best=run.best(),
         metrics=metrics,
-        seconds_left=0.0 if finished else _seconds_left(history, int(epoch or 0), epochs),
+        seconds_left=0.0 if finished else _seconds_left(history, epoch, epochs),
     )
 
 
@@ -625,6 +653,17 @@ def _sha256(filesystem: FileSystem, path: str) -> str:
     return digest.hexdigest()
 
 
+def _parse_row(line: bytes, where: str) -> dict[str, Any]:
+    row = parse_json(line, where)
+    if type(row.get("epoch")) is not int:
+        raise InputError(f"{where}: epoch is {shown(row.get('epoch'))}, expected a whole number")
+    for name, value in row.items():
+        # Neither NaN nor what no float can hold.
+        if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise InputError(f"{where}: {name} is {shown(value)}, expected a finite number")
+    return row
+
+
 def _num_epochs(record: Mapping[str, Any]) -> int | None:
     match record:
         case {"config": {"train": {"epochs": int(epochs)}}}:
@@ -636,15 +675,7 @@ def _num_epochs(record: Mapping[str, Any]) -> int | None:
 def _seconds_left(
     history: Sequence[Mapping[str, Any]], epoch: int, epochs: int | None
 ) -> float | None:
-    seconds = [_number(row.get("seconds")) for row in history[-_EPOCHS_FOR_PACE:]]
-    pace = [value for value in seconds if value is not None]
+    pace = [row["seconds"] for row in history[-_EPOCHS_FOR_PACE:] if "seconds" in row]
     if not pace or epochs is None:
         return None
     return max(0, epochs - epoch) * statistics.fmean(pace)
-
-
-def _number(value: object) -> float | None:
-    # Neither NaN nor what no float can hold.
-    if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        return None
-    return float(value)

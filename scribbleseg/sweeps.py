@@ -23,8 +23,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from scribbleseg.errors import InputError
-from scribbleseg.manifest import BEST
-from scribbleseg.runs import RUN, RunFolder
+from scribbleseg.manifest import BEST, is_plain_name
+from scribbleseg.runs import RunFolder
 
 SWEEP = "sweep.json"
 TRIAL = "trial.json"
@@ -143,7 +143,7 @@ def refresh(sweep: RunFolder, trial: Trial) -> Trial:
         score=smoothed(history),
         miou=best.get("value"),
         best_epoch=best.get("epoch"),
-        seconds=float((run.read_json(RUN) or {}).get("wall_time", 0.0)),
+        seconds=float((run.read_record() or {}).get("wall_time", 0.0)),
     )
 
 
@@ -289,12 +289,15 @@ def status(uri: str) -> SweepStatus:
     num_trials = record.get("num_trials", len(trials))
     if type(num_trials) is not int:
         raise InputError(f"{uri}/{SWEEP}: num_trials is {num_trials!r:.80}, expected a number")
+    best = sweep.best()
+    if best is not None and not is_plain_name(best.get("run")):
+        raise InputError(f"{uri}/{BEST}: does not name the run that is best; expected 'run': NAME")
     return SweepStatus(
         name=sweep.name,
         finished=record.get("finished") is True,
         num_trials=num_trials,
         trials=trials,
-        best=sweep.best(),
+        best=best,
         seconds_left=seconds_left(trials, num_trials),
     )
 

@@ -30,6 +30,7 @@ FLOORS = [
     ["report"],
     ["app"],
     ["cli"],
+    ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -1,6 +1,8 @@
 """The command line: exit statuses, help, and the user's path from data to masks."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,6 +71,13 @@ def test_a_bad_line_is_one_line_and_status_2(line, words, capsys):
     assert exit_status(lambda: run_line(line.split())) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1 and words in message
+
+
+def test_the_package_is_the_command():
+    command = [sys.executable, "-m", "scribbleseg", "status", "/nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: /nowhere")
 
 
 @pytest.fixture

@@ -547,11 +547,35 @@ def test_status_is_computed_from_storage_alone(run: RunFolder, storage: str) -> 
     assert status(uri).seconds_left == 0
 
 
-def test_status_of_odd_files_says_what_it_can(local_run: RunFolder) -> None:
-    local_run.write_json("run.json", {"config": {"train": "?"}})
-    local_run.write_metrics([{"epoch": "one", "seconds": None}])
-    found = status(local_run.path)
-    assert (found.epoch, found.epochs, found.seconds_left) == (0, None, None)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("wall_time", "x"), ("config", [1]), ("finished", 1), ("versions", "2.11"), ("kind", None)],
+)
+def test_a_field_of_run_json_that_no_run_writes_is_named(
+    local_run: RunFolder, name: str, value: object
+) -> None:
+    local_run.write_json("run.json", {"seed": 0, name: value})
+    assert f"run.json: {name} is {value!r}" in one_line(lambda: status(local_run.path))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"loss": 1}', "epoch is None, expected a whole number"),
+        ('{"epoch": "one"}', "epoch is 'one'"),
+        ('{"epoch": 2, "seconds": null}', "seconds is None, expected a finite number"),
+        ('{"epoch": 2, "seconds": [1]}', "seconds is [1]"),
+        ('{"epoch": 2, "loss": NaN}', "NaN is no JSON number"),
+        ('{"epoch": 2, "seconds": 1' + "0" * 400 + "}", "seconds is 1000"),
+    ],
+)
+def test_a_row_of_metrics_that_no_run_writes_is_named(
+    local_run: RunFolder, row: str, message: str
+) -> None:
+    local_run.write_json("run.json", {"config": {"train": {"epochs": 3}}})
+    (Path(local_run.path) / "metrics.jsonl").write_text('{"epoch": 1}\n' + row + "\n")
+    line = one_line(lambda: status(local_run.path))
+    assert "metrics.jsonl, line 2: " in line and message in line
 
 
 @pytest.mark.parametrize(
@@ -566,14 +590,6 @@ def test_status_of_odd_files_says_what_it_can(local_run: RunFolder) -> None:
 def test_a_hostile_best_json_gives_one_line(local_run: RunFolder, tree: dict[str, Any]) -> None:
     local_run.write_json("best.json", tree)
     assert "best.json: does not say which" in one_line(local_run.best)
-
-
-def test_numbers_that_are_none_do_not_stop_the_status(local_run: RunFolder) -> None:
-    local_run.write_json("run.json", {"config": {"train": {"epochs": 3}}})
-    folder = Path(local_run.path)
-    (folder / "metrics.jsonl").write_text('{"epoch": NaN, "seconds": 1' + "0" * 400 + "}\n")
-    found = status(local_run.path)
-    assert (found.epoch, found.seconds_left) == (0, None)
 
 
 def test_pruning_removes_a_link_and_nothing_that_it_leads_to(

@@ -202,3 +202,11 @@ def test_a_hostile_number_of_trials_gives_one_line(sweep, number):
     with pytest.raises(InputError, match="num_trials is .*, expected a number") as caught:
         status(f"{sweep.path}")
     assert len(str(caught.value)) < 1000
+
+
+def test_a_best_that_names_no_run_gives_one_line(sweep):
+    sweep.write_json("sweep.json", {"num_trials": 1})
+    sweep.write_best(1, "miou", 0.5)
+    with pytest.raises(InputError, match=r"best\.json: does not name the run") as refused:
+        status(sweep.path)
+    assert "\n" not in str(refused.value)

@@ -466,7 +466,7 @@ def choose_run(
             wanted = f"{first}--{number}"
             run = RunFolder.at(storage, wanted)
             number += 1
-    record = run.read_json("run.json")
+    record = run.read_record()
     if record is not None and not _tells_of(record.get("config"), config):
         raise InputError(
             f"{storage}/{wanted}: holds a run with other settings; choose another --name, "

@@ -307,7 +307,7 @@ def check_data(fingerprints: list[str], run: RunFolder, *, resumed: bool) -> Non
             "node; copy them anew"
         )
     # Every rank reads the record, so that all of them refuse.
-    record = run.read_json("run.json") if resumed else None
+    record = run.read_record() if resumed else None
     before = (record or {}).get("data_fingerprint")
     if before is not None and before != fingerprints[0]:
         raise InputError(
@@ -437,7 +437,7 @@ class RunRecord:
     @staticmethod
     def start(payload: dict[str, Any], job: Assembly, run: RunFolder) -> "RunRecord":
         """Write run.json as the run begins, or goes on."""
-        before = run.read_json("run.json") or {}
+        before = run.read_record() or {}
         spent = float(before.get("wall_time", 0.0))
         facts = {
             "format": 1,

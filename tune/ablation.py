@@ -178,7 +178,7 @@ def main(arguments: Sequence[str]) -> None:
     folder, place = RunFolder.at(storage, name), f"{storage}/{name}"
     record = folder.read_json(PLAN)
     # One that trained nothing, because something was wrong with its data say, keeps no name.
-    begun = record and any(folder.child(run).read_json("run.json") for run in record["runs"])
+    begun = record and any(folder.child(run).read_record() for run in record["runs"])
     if record and begun and record["settings"] != settings:
         raise InputError(f"{place}: holds an ablation of other settings; choose another --name")
     if record and record.get("finished"):
@@ -408,8 +408,8 @@ def to_page(results: Sequence[Table], charts: Sequence[curves.Chart]) -> str:
 
 def _seconds(place: str, run: Run) -> float | None:
     """Return the wall time of a finished run; None of any other."""
-    record = RunFolder.at(place, run.name).read_json("run.json") or {}
-    return float(record["wall_time"]) if record.get("finished") is True else None
+    record = RunFolder.at(place, run.name).read_record() or {}
+    return float(record.get("wall_time", 0.0)) if record.get("finished") is True else None
 
 
 if __name__ == "__main__":

@@ -214,14 +214,14 @@ def read_pretrained(uri: str) -> Pretrained:
     Raises:
         InputError: it is not a finished pretraining run.
     """
-    record = RunFolder.open(uri).read_json("run.json")
+    record = RunFolder.open(uri).read_record()
     if record is None or record.get("kind") != "dino":
         raise InputError(
             f"pretrained: {uri}: is no pretraining run; expected one of train.pretrain"
         )
     if record.get("finished") is not True:
         raise InputError(f"pretrained: {uri}: has not finished; run its command again first")
-    model = from_dict(ModelConfig, record["config"]["model"])
+    model = from_dict(ModelConfig, record.get("config", {}).get("model", {}))
     return Pretrained(uri=uri, encoder=encoder_settings(model))
 
 

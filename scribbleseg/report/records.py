@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scribbleseg.config import ModelConfig, flatten, from_dict
+from scribbleseg.config import FinetuneConfig, ModelConfig, PretrainConfig, flatten, from_dict
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import Evaluation, evaluate, evaluate_command, list_scored
 from scribbleseg.models import encoder_settings
@@ -61,12 +61,17 @@ def read_record(uri: str) -> Record:
     """Read a run's small files.
 
     Raises:
-        InputError: Not a run folder.
+        InputError: Not a run folder, or one whose settings are not a run's.
     """
     folder = RunFolder.open(uri)
-    info = folder.read_json("run.json")
-    if info is None or not isinstance(info.get("config"), Mapping):
+    info = folder.read_record()
+    if info is None or "config" not in info:
         raise InputError(f"{uri}: holds no run.json with a 'config'; expected the folder of a run")
+    kind = PretrainConfig if info.get("kind") == "dino" else FinetuneConfig
+    try:
+        from_dict(kind, info["config"])
+    except InputError as error:
+        raise InputError(f"{uri}/run.json: config: {error}") from None
     return Record(
         name=folder.name,
         uri=uri,

@@ -145,3 +145,12 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
         write_report([tmp_path / "nowhere"], tmp_path)
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_no_run_has_are_named(make_run, tmp_path: Path):
+    run = make_run("odd")
+    info = run.read_json("run.json")
+    info["config"]["train"]["epochs"] = "many"
+    run.write_json("run.json", info)
+    with pytest.raises(InputError, match=r"run\.json: config: .*train\.epochs.*'many'"):
+        write_report([run.path], tmp_path)
