@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deploy.loopback import keep_replica_on_loopback
 from deploy.orders import Order, Reply
+from scribbleseg.config import Looker
 from scribbleseg.datasets.files import (
     FileBytes,
     NotAPictureError,
@@ -18,7 +19,7 @@ from scribbleseg.datasets.files import (
 from scribbleseg.datasets.scenes import Scene, read_drawn
 from scribbleseg.device import prepare_cpu
 from scribbleseg.errors import InputError
-from scribbleseg.predict import load, mask_png, probabilities_png, to_mask
+from scribbleseg.predict import load_as_asked, mask_png, probabilities_png, to_mask
 
 
 class Masks:
@@ -27,10 +28,7 @@ class Masks:
     def __init__(
         self,
         *,
-        checkpoint: str,
-        flip: bool | None,
-        edges: bool | None,
-        threshold: float | None,
+        looker: Looker,
         cpus: int,
         gpus: int,
         batch_size: int,
@@ -39,23 +37,14 @@ class Masks:
         """Load the network.
 
         Args:
-            checkpoint: See `scribbleseg.predict.load`.
-            flip: See there.
-            edges: See there.
-            threshold: See there.
+            looker: The network, and how it looks.
             cpus: Threads that compute.
             gpus: Whether a GPU computes.
             batch_size: Requests that are answered together.
             max_pixels: Larger pictures are refused, before they are decoded.
         """
         keep_replica_on_loopback()
-        self.predictor = load(
-            checkpoint,
-            device="cuda" if gpus else "cpu",
-            flip=flip,
-            edges=edges,
-            threshold=threshold,
-        )
+        self.predictor = load_as_asked(looker, device="cuda" if gpus else "cpu")
         if not gpus:
             prepare_cpu(cpus)
         self.max_pixels = max_pixels

@@ -197,12 +197,17 @@ def build(service: Service, token: str | None) -> Any:
         # It waits more than it works.
         ray_actor_options={"num_cpus": 0},
     )
+    # A plain one: the service's own class is that of a script, which replicas cannot import.
+    looker = Looker(
+        checkpoint=absolute(service.checkpoint),
+        flip=service.flip,
+        scales=service.scales,
+        edges=service.edges,
+        threshold=service.threshold,
+    )
     return door.bind(
         masks.bind(
-            checkpoint=absolute(service.checkpoint),
-            flip=service.flip,
-            edges=service.edges,
-            threshold=service.threshold,
+            looker=looker,
             cpus=service.cpus_per_replica,
             gpus=service.gpus_per_replica,
             batch_size=batch_size,

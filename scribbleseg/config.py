@@ -460,6 +460,10 @@ class Looker:
     """Average with the mirrored image: a little better, twice the time; None: as the checkpoint's
     own settings say.
     """
+    scales: tuple[float, ...] | None = None
+    """Average several looks, at these multiples of the network's own size (0.25 to 4); 1 alone is
+    the fastest; None: as the checkpoint's own settings say.
+    """
     edges: bool | None = None
     """Follow the image's own edges, finer than the network's grid; None: as the checkpoint's own
     settings say.

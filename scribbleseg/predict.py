@@ -325,6 +325,7 @@ def load(
     *,
     device: str | None = None,
     flip: bool | None = None,
+    scales: tuple[float, ...] | None = None,
     edges: bool | None = None,
     threshold: float | None = None,
 ) -> Predictor:
@@ -336,13 +337,15 @@ def load(
         device: "cuda", "mps", "cpu", ...; None takes the first of these that the machine has.
         flip: Average with the mirrored image: a little better, twice the time; None: as the
             checkpoint's own settings say.
+        scales: Average looks at these multiples of the network's size, 0.25 to 4; None: as the
+            checkpoint's own settings say.
         edges: Follow the image's own edges; None: as the checkpoint's own settings say.
         threshold: Probability from which on a pixel is object, 0.01 to 0.99; None: as the
             checkpoint's own settings say.
 
     Raises:
-        InputError: Not a whole checkpoint, one of another format, no such device, or a threshold
-            out of its range.
+        InputError: Not a whole checkpoint, one of another format, no such device, or scales or
+            a threshold out of their range.
     """
     place = find_device(device) if device else pick_device()
     with tempfile.TemporaryDirectory(prefix="scribbleseg-") as scratch:
@@ -367,6 +370,7 @@ def load(
     chosen = replace(
         own,
         flip=own.flip if flip is None else flip,
+        scales=own.scales if scales is None else scales,
         edges=own.edges if edges is None else edges,
         threshold=own.threshold if threshold is None else threshold,
     )
@@ -385,6 +389,7 @@ def load_as_asked(command: Looker, *, device: str | None = None) -> Predictor:
         command.checkpoint,
         device=device,
         flip=command.flip,
+        scales=command.scales,
         edges=command.edges,
         threshold=command.threshold,
     )

@@ -147,6 +147,14 @@ def test_a_threshold_is_asked_for_or_the_checkpoints_own(checkpoint: Path):
         load(checkpoint, device="cpu", threshold=1.0)
 
 
+def test_scales_are_asked_for_or_the_checkpoints_own(checkpoint: Path):
+    assert load(checkpoint, device="cpu").config.predict.scales == (1.0,)
+    found = load(checkpoint, device="cpu", scales=(0.5, 1.0))
+    assert found.config.predict.scales == (0.5, 1.0)
+    with pytest.raises(InputError, match=r"predict.scales is \(5.0,\)"):
+        load(checkpoint, device="cpu", scales=(5.0,))
+
+
 def test_edges_are_the_photographs_own():
     """A border off the network's grid, whose pixels are eight of the photograph's wide."""
     image = np.full((256, 512, 3), 90, np.uint8)

@@ -138,6 +138,7 @@ def write_evaluation_page(predictor: Predictor, evaluation: Evaluation, out: Pat
                 settings["checkpoint"], settings["root"], settings["split"], settings["fold"]
             )
             + f" --flip {settings['flip']} --edges {settings['edges']}"
+            + f" --scales {' '.join(f'{scale:g}' for scale in settings['scales'])}"
             + f" --threshold {settings['threshold']:g}"
             + ("" if settings["honour_strokes"] else " --no-honour-strokes")
         ],

@@ -26,6 +26,7 @@ from ray.serve.schema import ServeDeploySchema
 from deploy.masks import Masks
 from deploy.orders import Order
 from deploy.serve import Serve, Service, _serve, app, main
+from scribbleseg.config import Looker
 from scribbleseg.errors import InputError
 from scribbleseg.predict import load, predict_folder
 from tests.datasets.test_scenes import bomb
@@ -73,11 +74,19 @@ def bad_parts(good: dict[str, bytes]) -> dict[str, tuple[dict[str, bytes], int, 
     }
 
 
+def replica(checkpoint):
+    """Return what answers requests, without Ray around it."""
+    return Masks(
+        looker=Looker(checkpoint=str(checkpoint)),
+        cpus=torch.get_num_threads(),
+        gpus=0,
+        batch_size=1,
+        max_pixels=50_000_000,
+    )
+
+
 def test_good_and_bad_requests_of_one_batch_get_their_own_answers(checkpoint, tiny_data, expected):
-    masks = Masks(
-        checkpoint=str(checkpoint), flip=None, edges=None, threshold=None,
-        cpus=torch.get_num_threads(), gpus=0, batch_size=1, max_pixels=50_000_000,
-    )  # fmt: skip
+    masks = replica(checkpoint)
     stem = "scene_1_001"
     good = parts(tiny_data, stem)
     bad = bad_parts(good)
@@ -96,10 +105,7 @@ def test_good_and_bad_requests_of_one_batch_get_their_own_answers(checkpoint, ti
 
 
 def test_a_replica_whose_device_fails_is_not_well(checkpoint, tiny_data, monkeypatch):
-    masks = Masks(
-        checkpoint=str(checkpoint), flip=None, edges=None, threshold=None,
-        cpus=torch.get_num_threads(), gpus=0, batch_size=1, max_pixels=50_000_000,
-    )  # fmt: skip
+    masks = replica(checkpoint)
     order = Order(**parts(tiny_data, "scene_1_000"))
 
     def fail(*_: object) -> None:
