@@ -154,8 +154,14 @@ class MaskMaker:
         try:
             return self.folders.read(drawn, self.wishes.max_pixels)
         except InputError as error:
-            file, _, why = str(error).partition(": ")
-            return Failure(file, why)
+            return self._blame(drawn, str(error))
+
+    def _blame(self, drawn: Drawn, message: str) -> Failure:
+        """Tell the file that a message begins with from the rest: names may hold a colon too."""
+        photograph = f"{self.folders.images}/{drawn.image}"
+        strokes = f"{self.folders.scribbles}/{drawn.scribbles}"
+        file = strokes if message.startswith(f"{strokes}: ") else photograph
+        return Failure(file, message.removeprefix(f"{file}: "))
 
     def _make_one(self, drawn: Drawn, scene: Scene) -> Failure | None:
         """Predict a scene and write its mask, last of all: it says that all is there.

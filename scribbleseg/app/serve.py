@@ -119,7 +119,14 @@ def _load(checkpoint: str | None, server: str | None) -> Model:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on an address of this machine."""
+    """Return a socket that listens on an address of this machine.
+
+    Raises:
+        InputError: no such address, or the port is taken.
+    """
+    if not host:
+        # Python would listen on every address, and nobody has asked for that.
+        raise InputError("--host is empty; expected an address of this machine, such as 127.0.0.1")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

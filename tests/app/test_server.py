@@ -483,3 +483,8 @@ def test_the_page_is_served_whole(client):
     for name in names:
         assert client.get(f"/page/{name}").status_code == 200, name
     assert 'src="/page/main.js"' in page
+
+
+def test_an_empty_host_is_not_every_address():
+    with pytest.raises(InputError, match="--host is empty"):
+        serve.listen("", 0)

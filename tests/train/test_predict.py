@@ -100,6 +100,18 @@ def test_ray_makes_the_same_masks_on_an_object_store(checkpoint, split, object_s
     assert file == f"{uri}/split/images/{victim.name}" and "truncated" in why
 
 
+def test_a_colon_in_a_name_stays_with_the_name(checkpoint, split, tmp_path):
+    for kind in ("images", "scribbles"):
+        path = sorted((split / kind).iterdir())[0]
+        path.rename(path.with_name(f"a: b{path.suffix}"))
+        if kind == "scribbles":
+            (split / kind / "a: b.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="1 of 14 photograph"):
+        main(arguments(checkpoint, split, tmp_path / "out"))
+    why = failed(tmp_path / "out")[str(split / "scribbles" / "a: b.png")]
+    assert why.startswith("not such a picture")
+
+
 def run(checkpoint, split, out, *more):
     command = arguments(checkpoint, split, out, "--launch.num-workers=2", *more)
     return subprocess.run(
