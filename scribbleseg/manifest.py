@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never, cast
+from typing import Any, cast
 
 from scribbleseg.errors import InputError
 
@@ -244,17 +244,12 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
         InputError: not JSON, or not an object.
     """
     try:
-        tree = json.loads(text, parse_constant=_refuse_constant)
+        tree = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not readable as JSON ({one_line(error)})") from None
     if not isinstance(tree, dict):
         raise InputError(f"{where}: holds {type(tree).__name__}, expected a JSON object")
     return cast(dict[str, Any], tree)
-
-
-def _refuse_constant(name: str) -> Never:
-    # Python's reader knows NaN and Infinity; JSON does not, and nothing here writes them.
-    raise ValueError(f"{name} is no JSON number")
 
 
 def read_small(path: Path) -> bytes:

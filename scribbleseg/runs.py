@@ -21,6 +21,7 @@ One process writes a run at a time; any number may read it, with nothing but thi
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -186,8 +187,9 @@ class RunFolder:
         """
         record = self.read_json(RUN)
         for name, value in (record or {}).items():
-            expected = _RECORD.get(name, object)
-            if not isinstance(value, expected):
+            # Python's reader of JSON knows NaN and Infinity, which no run writes.
+            is_finite = not isinstance(value, float) or math.isfinite(value)
+            if not isinstance(value, _RECORD.get(name, object)) or not is_finite:
                 raise InputError(
                     f"{self.path}/{RUN}: {name} is {shown(value)}, not what a run writes"
                 )

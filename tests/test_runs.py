@@ -558,6 +558,12 @@ def test_a_field_of_run_json_that_no_run_writes_is_named(
     assert f"run.json: {name} is {value!r}" in one_line(lambda: status(local_run.path))
 
 
+def test_a_wall_time_that_is_no_number_is_named(local_run: RunFolder) -> None:
+    local_run.write_json("run.json", {"seed": 0})
+    (Path(local_run.path) / "run.json").write_text('{"wall_time": Infinity}')
+    assert "run.json: wall_time is inf" in one_line(lambda: status(local_run.path))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -565,7 +571,7 @@ def test_a_field_of_run_json_that_no_run_writes_is_named(
         ('{"epoch": "one"}', "epoch is 'one'"),
         ('{"epoch": 2, "seconds": null}', "seconds is None, expected a finite number"),
         ('{"epoch": 2, "seconds": [1]}', "seconds is [1]"),
-        ('{"epoch": 2, "loss": NaN}', "NaN is no JSON number"),
+        ('{"epoch": 2, "loss": NaN}', "loss is nan, expected a finite number"),
         ('{"epoch": 2, "seconds": 1' + "0" * 400 + "}", "seconds is 1000"),
     ],
 )

@@ -150,9 +150,14 @@ def test_a_record_that_lacks_later_settings_is_of_the_same_run(tmp_path):
     RunFolder.at(storage, "first").write_json("run.json", {"config": older})
     name, run = choose_run(config, storage, recipe="cpu", name="first", fresh=False)
     assert name == "first" and run.exists()
-    for faulty in (older | {"strokes": {"shape": 1}}, {"dino": {}}, None, "cpu"):
+    for faulty, message in (
+        (older | {"strokes": {"shape": 1}}, "other settings"),
+        ({"dino": {}}, "other settings"),
+        (None, "config is None, not what a run writes"),
+        ("cpu", "config is 'cpu', not what a run writes"),
+    ):
         RunFolder.at(storage, "first").write_json("run.json", {"config": faulty})
-        with pytest.raises(InputError, match="other settings"):
+        with pytest.raises(InputError, match=message):
             choose_run(config, storage, recipe="cpu", name="first", fresh=False)
 
 
