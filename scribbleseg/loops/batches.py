@@ -1,6 +1,7 @@
 """Which samples a run trains and validates on, in which order, and each rank's share of them."""
 
 import gc
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -169,6 +170,9 @@ def make_loader(
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    # Workers are forked from a process that has imported what the samples need: once, and not in
+    # each of them.
+    multiprocessing.set_forkserver_preload([type(samples).__module__])
     return DataLoader(
         samples,
         batch_sampler=plan,
