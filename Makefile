@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One Ray per machine is assumed by Ray's cleaner; a cluster that happens to run is left alone.
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: setup demo lint test test-all ray-tests other-tests bench cluster-proof
+.PHONY: setup demo lint types test test-all ray-tests network-tests other-tests bench cluster-proof
 
 setup: .venv/.installed
 
@@ -24,26 +24,33 @@ demo: setup
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: setup
 	$(BIN)/pyright
 
 # Tests run several processes at once; threads that spin while they wait for one another would slow
 # all of them several times.
 test test-all: export OMP_WAIT_POLICY ?= passive
 
-# Those that may start Ray mostly wait for it, so the others run beside them.
+# Those that may start Ray mostly wait for it, so that all the others run beside them.
 RAY_TESTS := tests/cluster tests/serve tests/train tests/tune
+NETWORK_TESTS := tests/loops tests/losses tests/models
+CHECKS := --jobs=4 types ray-tests network-tests other-tests
 
 test: lint
-	$(MAKE) --jobs=2 ray-tests other-tests ONLY="-m 'not slow'"
+	$(MAKE) $(CHECKS) ONLY="-m 'not slow'"
 
 test-all: lint
-	$(MAKE) --jobs=2 ray-tests other-tests
+	$(MAKE) $(CHECKS)
 
-ray-tests:
+ray-tests: setup
 	$(BIN)/pytest -q $(ONLY) $(RAY_TESTS)
 
-other-tests:
-	$(BIN)/pytest -q $(ONLY) $(RAY_TESTS:%=--ignore=%)
+network-tests: setup
+	$(BIN)/pytest -q $(ONLY) $(NETWORK_TESTS)
+
+other-tests: setup
+	$(BIN)/pytest -q $(ONLY) $(patsubst %,--ignore=%,$(RAY_TESTS) $(NETWORK_TESTS))
 
 # The short forms of the benchmarks of speed, a quarter of an hour; tables in runs/benchmarks.
 bench: setup

@@ -1,5 +1,6 @@
 """Processes that play the ranks of a run."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,9 @@ import torch.multiprocessing as mp
 
 def spawn(function: Callable[..., None], arguments: Sequence[Any], num_ranks: int) -> None:
     """Call `function(rank, *arguments)` in a process per rank; raise what one of them raises."""
-    mp.spawn(_play, (function, *arguments), nprocs=num_ranks)
+    # Forked from a process that has imported the library, which takes seconds, once for all tests.
+    multiprocessing.set_forkserver_preload(["scribbleseg.loops.segment"])
+    mp.start_processes(_play, (function, *arguments), nprocs=num_ranks, start_method="forkserver")
 
 
 def _play(rank: int, function: Callable[..., None], *arguments: Any) -> None:

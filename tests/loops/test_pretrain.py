@@ -244,18 +244,12 @@ def test_events_rows_and_the_probe(tiny_data):
     [("unet", "batch"), pytest.param("vit_unet", "group", marks=pytest.mark.slow)],
 )
 def test_a_killed_and_resumed_run_equals_the_undisturbed_one(tiny_data, architecture, norm):
-    config = settings(
-        tiny_data,
-        model__architecture=architecture,
-        model__norm=norm,
-        train__epochs=4,
-        data__num_workers=1,
-    )
-    resolved, state, data = start(config)
-    _, undisturbed = run(resolved, state, data)
-    resolved, state, data = start(config)
-    _, half = run(resolved, state, data, stop_after=2)
-    resolved, state, data = start(config)
+    changes = {"model__architecture": architecture, "model__norm": norm, "train__epochs": 4}
+    config = settings(tiny_data, **changes)
+    _, undisturbed = run(*start(config))
+    _, half = run(*start(config), stop_after=2)
+    # By a loader worker: what it draws must not depend on when it was started, or that it was.
+    resolved, state, data = start(settings(tiny_data, data__num_workers=1, **changes))
     state.load_dict(half)
     events, resumed = run(resolved, state, data)
     assert isinstance(events[0], StepDone) and events[0].step == 9

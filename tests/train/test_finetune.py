@@ -1,6 +1,5 @@
 """The command a user types, on a real local Ray: one short run, and what happens around it."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,8 +14,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scribbleseg.checkpoint import read_trainer
+from scribbleseg.cli import exit_status
 from scribbleseg.runs import RunFolder
 from tests.loops.test_segment import same
+from train.finetune import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -39,32 +40,44 @@ def run(*arguments, timeout=280):
     )
 
 
+def run_here(*arguments):
+    """The exit status of a command that is answered before anything is trained."""
+    return exit_status(lambda: main(command(*arguments)[3:]))
+
+
 def final_state(storage, name):
     folder = RunFolder.at(str(storage), name)
     return read_trainer(Path(folder.checkpoint_path(folder.last())))
 
 
-def test_a_run_from_command_line_to_folder(tiny_data, tmp_path):
-    done = run(tiny_data, tmp_path, "a", "--train.epochs=2")
+@pytest.fixture(scope="module")
+def single(tiny_data, tmp_path_factory):
+    """A run of two epochs by one worker, named a: its storage, and what the command said."""
+    storage = tmp_path_factory.mktemp("single")
+    return storage, run(tiny_data, storage, "a", "--train.epochs=2")
+
+
+def test_a_run_from_command_line_to_folder(tiny_data, single, capsys):
+    storage, done = single
     assert done.returncode == 0, done.stderr
     assert "epoch    2/2" in done.stderr and "mIoU" in done.stderr
     assert f"on cpu with {os.cpu_count()} threads" in done.stderr or torch.cuda.is_available()
     assert "Traceback" not in done.stderr
-    assert (tmp_path / "a" / "report.html").stat().st_size > 10_000
-    folder = RunFolder.at(str(tmp_path), "a")
+    assert (storage / "a" / "report.html").stat().st_size > 10_000
+    folder = RunFolder.at(str(storage), "a")
     assert folder.finished() and folder.checkpoints(hashed=True) == [1, 2]
     assert [row["epoch"] for row in folder.read_metrics()] == [1, 2]
     assert folder.best()["metric"] == "miou"
     record = folder.read_json("run.json")
     assert record["recipe"] == "demo" and record["world_size"] == 1
     assert len(record["data_fingerprint"]) == 64
-    assert list((tmp_path / "a" / "tensorboard").iterdir())
+    assert list((storage / "a" / "tensorboard").iterdir())
 
-    again = run(tiny_data, tmp_path, "a", "--train.epochs=2")
-    assert again.returncode == 0 and "is finished" in again.stdout
-    other = run(tiny_data, tmp_path, "a", "--train.epochs=3")
-    assert other.returncode == 2
-    assert other.stderr.count("\n") == 1 and "other settings" in other.stderr
+    assert run_here(tiny_data, storage, "a", "--train.epochs=2") == 0
+    assert "is finished" in capsys.readouterr().out
+    assert run_here(tiny_data, storage, "a", "--train.epochs=3") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "other settings" in error
 
 
 @pytest.mark.slow
@@ -142,16 +155,15 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
     assert same(final_state(tmp_path, "undisturbed"), final_state(tmp_path, "disturbed"))
 
 
-def test_two_workers_train_the_same_run(tiny_data, tmp_path):
-    one = run(tiny_data, tmp_path, "one", "--train.epochs=5")
-    two = run(tiny_data, tmp_path, "two", "--train.epochs=5", "--launch.num-workers=2")
+def test_two_workers_train_the_same_run(tiny_data, single, tmp_path):
+    storage, one = single
+    two = run(tiny_data, tmp_path, "two", "--train.epochs=2", "--launch.num-workers=2")
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
-    rows = [RunFolder.at(str(tmp_path), name).read_metrics() for name in ("one", "two")]
-    for a, b in zip(*rows, strict=True):
+    runs = RunFolder.at(str(storage), "a"), RunFolder.at(str(tmp_path), "two")
+    for a, b in zip(*(run.read_metrics() for run in runs), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
         assert a["miou"] == pytest.approx(b["miou"], abs=1e-2)
-    record = json.loads((tmp_path / "two" / "run.json").read_text())
-    assert record["world_size"] == 2
+    assert runs[1].read_json("run.json")["world_size"] == 2
 
 
 def train_workers(driver: subprocess.Popen) -> list[psutil.Process]:

@@ -146,11 +146,12 @@ def test_a_sweep_from_command_line_to_the_best_checkpoint(tiny_data, tmp_path, c
     shown = float(capsys.readouterr().out.split("mIoU")[1].split()[0])
     assert shown == pytest.approx(best["value"], abs=0.02)
 
-    again = sweep(tiny_data, tmp_path, "--num-trials=3", "--confirm=1x2")
-    assert again.returncode == 0 and "is finished" in again.stdout
-    other = sweep(tiny_data, tmp_path, "--num-trials=3", "--seed=1")
-    assert other.returncode == 2 and other.stderr.count("\n") == 1
-    assert "a sweep of another seed" in other.stderr
+    order = command(tiny_data, tmp_path, "--num-trials=3", "--confirm=1x2")[3:]
+    assert exit_status(lambda: main(order)) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert exit_status(lambda: main([*order, "--seed=1"])) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "a sweep of another seed" in error
 
 
 def family(process):
