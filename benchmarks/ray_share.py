@@ -65,7 +65,7 @@ from train.command import finetune_rank, import_worker
 
 
 def noted_rank(payload):
-    import_worker()
+    import_worker(payload)
     from scribbleseg.loops import segment
 
     take_step = segment.train_step
