@@ -26,7 +26,7 @@ from benchmarks.measure import Measured, in_turn, tell, to_markdown
 from scribbleseg.cli import exit_status
 from scribbleseg.config import override, parse_arguments
 from scribbleseg.datasets.scenes import ScenePaths, list_scenes
-from scribbleseg.datasets.transforms import worker_init
+from scribbleseg.datasets.workers import worker_init
 from scribbleseg.loops.batches import open_data
 from train.recipes import cpu
 

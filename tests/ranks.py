@@ -1,17 +1,18 @@
 """Processes that play the ranks of a run."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.multiprocessing as mp
 
+from scribbleseg.datasets.workers import prepare_workers
+
 
 def spawn(function: Callable[..., None], arguments: Sequence[Any], num_ranks: int) -> None:
     """Call `function(rank, *arguments)` in a process per rank; raise what one of them raises."""
     # Forked from a process that has imported the library, which takes seconds, once for all tests.
-    multiprocessing.set_forkserver_preload(["scribbleseg.loops.segment"])
+    prepare_workers("scribbleseg.loops.segment")
     mp.start_processes(_play, (function, *arguments), nprocs=num_ranks, start_method="forkserver")
 
 

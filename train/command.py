@@ -1,17 +1,16 @@
 """What the commands that train have in common: recipes, run names, and the way to Ray."""
 
-import multiprocessing
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from scribbleseg.config import from_yaml, parse_arguments, require_shares, to_dict, to_yaml
+from scribbleseg.datasets.workers import prepare_workers
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
 from train.launch import LaunchConfig, absolute, choose_run, git_commit, launch_job, uncollected
@@ -124,9 +123,8 @@ def import_worker(payload: dict[str, Any]) -> Any:
     Modules stay, so nothing is collected while they come: that took a fifth of the time, or more.
     """
     if payload["cpus"] > 1 and payload["config"]["data"]["num_workers"] != 0:
-        # Loaders are forked from a process that imports meanwhile what they need, on another core.
-        multiprocessing.set_forkserver_preload(["scribbleseg.datasets.multicrop"])
-        forkserver.ensure_running()
+        # Loader workers come from a process that imports the same meanwhile, on another core.
+        prepare_workers("scribbleseg.datasets.multicrop")
     with uncollected():
         # Optimisers and DDP import it in any case.
         import_module("torch._dynamo")

@@ -9,13 +9,11 @@ process makes it. albumentations keeps random states of its own, which loader wo
 in every epoch; `Augmentation` replaces them before each call.
 """
 
-import multiprocessing
 import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from threading import Thread
 from typing import Any, Literal
 
 import cv2
@@ -191,24 +189,6 @@ class TrainSamples(Dataset[dict[str, Any]]):
     @cached_property
     def _augmentation(self) -> Augmentation:
         return Augmentation(self.crop_size, self.augment.strength)
-
-
-def worker_init(worker: int) -> None:
-    """Prepare a loader worker: one thread for OpenCV, and an end with the process it loads for.
-
-    OpenCV's own threads would fight the loader's. PyTorch's workers watch their parent, but that is
-    the process they were forked from, and it stays as long as they do: where training was killed,
-    both lived on.
-    """
-    cv2.setNumThreads(0)
-    training = multiprocessing.parent_process()
-    assert training is not None, "a loader worker is another process's"
-    Thread(target=_end_with, args=(training,), daemon=True).start()
-
-
-def _end_with(process: Any) -> None:
-    process.join()
-    os._exit(1)
 
 
 def random_resized_crop(

@@ -1,7 +1,6 @@
 """Which samples a run trains and validates on, in which order, and each rank's share of them."""
 
 import gc
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from scribbleseg.config import FinetuneConfig, TrainConfig, require_shares
 from scribbleseg.datasets.cache import SceneCache
 from scribbleseg.datasets.scenes import ScenePaths, fold_stems, list_scenes
-from scribbleseg.datasets.transforms import TrainSamples, worker_init
+from scribbleseg.datasets.transforms import TrainSamples
+from scribbleseg.datasets.workers import prepare_workers, worker_init
 from scribbleseg.distributed import rank, world_size
 from scribbleseg.errors import InputError
 
@@ -170,14 +170,12 @@ def make_loader(
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-    # Workers are forked from a process that has imported what the samples need: once, and not in
-    # each of them.
-    multiprocessing.set_forkserver_preload([type(samples).__module__])
+    if num_workers:
+        prepare_workers(type(samples).__module__)
     return DataLoader(
         samples,
         batch_sampler=plan,
         num_workers=num_workers,
-        # Forking a process that runs OpenMP or Ray threads can deadlock.
         multiprocessing_context="forkserver" if num_workers else None,
         worker_init_fn=worker_init,
         pin_memory=device.type == "cuda",

@@ -22,7 +22,8 @@ from scribbleseg.datasets.multicrop import (
     resolve_crops,
 )
 from scribbleseg.datasets.pictures import ImageCache, list_images
-from scribbleseg.datasets.transforms import random_resized_crop, worker_init
+from scribbleseg.datasets.transforms import random_resized_crop
+from scribbleseg.datasets.workers import worker_init
 
 CROPS = CropsConfig(global_size=48, local_size=32, num_local=3)
 

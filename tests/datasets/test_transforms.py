@@ -3,9 +3,6 @@
 import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +24,8 @@ from scribbleseg.datasets.transforms import (
     generator,
     normalise,
     to_network,
-    worker_init,
 )
+from scribbleseg.datasets.workers import worker_init
 from scribbleseg.errors import InputError
 from scribbleseg.scribbles.encode import encode
 
@@ -287,24 +284,6 @@ def test_loader_workers_change_nothing(cache: SceneCache) -> None:
     )
     for key, loaded in zip(keys, loader, strict=True):
         assert_same(loaded, samples[key])
-
-
-KILLED = """
-import os, signal
-from torch.utils.data import DataLoader
-from scribbleseg.datasets.transforms import worker_init
-
-how = {"multiprocessing_context": "forkserver", "worker_init_fn": worker_init}
-loading = iter(DataLoader(range(99), num_workers=1, **how))
-assert next(loading) == 0
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_loader_worker_ends_where_training_is_killed() -> None:
-    # Its output ends, and the call, when nobody is left who could write to it.
-    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def test_samples_can_be_pickled_after_use(cache: SceneCache) -> None:
