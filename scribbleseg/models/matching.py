@@ -77,7 +77,12 @@ class StrokeMatch(nn.Module):
     def _similarity(
         self, embedded: Float[Tensor, "b e h w"], strokes: Float[Tensor, "b 2 h w"]
     ) -> Float[Tensor, "b s h w"]:
-        """Return soft maxima of cosines, in [-1, 1]: per head, over each kind of strokes."""
+        """Return soft maxima of cosines, in [-1, 1]: per head, over each kind of strokes.
+
+        log(mean(exp(scale * cosine))) / scale, over the cells that strokes lie in and one more with
+        a cosine of -1: without any strokes, nothing is similar. The mean, not the sum: long strokes
+        must not count for more than short ones.
+        """
         height, width = embedded.shape[-2:]
         points = F.normalize(embedded.unflatten(1, (NUM_HEADS, HEAD_CHANNELS)), dim=2).flatten(3)
         scale = self.log_scale.exp()
@@ -86,13 +91,16 @@ class StrokeMatch(nn.Module):
             share = F.avg_pool2d(stroke, self.cell, ceil_mode=True)
             sums = F.avg_pool2d(embedded * stroke, self.cell, ceil_mode=True)
             keys = F.normalize(sums.unflatten(1, (NUM_HEADS, HEAD_CHANNELS)), dim=2).flatten(3)
-            cosines = torch.einsum("bnex,bney->bnxy", points, keys)
-            present = (share > 0).flatten(2)[:, :, None]
-            # One key more than there are strokes: without any, nothing is similar.
-            present = F.pad(present, (0, 1), value=True)
-            scaled = scale * F.pad(cosines, (0, 1), value=-1.0)
-            total = scaled.masked_fill(~present, -torch.inf).logsumexp(dim=-1)
-            # The mean, not the sum: long strokes must not count for more than short ones.
-            total = total - present.sum(dim=-1).float().log()
-            similarities.append(total / scale.squeeze(-1))
+            present = (share > 0).float().flatten(2)[..., None]
+            if not (self.training or torch.compiler.is_compiling()):
+                # Few cells have strokes. In training it would be asked of the device in every step.
+                drawn = present.amax(dim=(0, 1, 3)).nonzero().squeeze(1)
+                keys, present = keys[..., drawn], present[:, :, drawn]
+            # Cosines end at 1, so what is raised ends at 0, and no maximum has to be looked for:
+            # each pass over all pairs takes as long as a convolution.
+            raised = (points.transpose(2, 3) @ (scale * keys)).sub_(scale).exp_()
+            total = (raised @ present).squeeze(-1) + (-2 * scale.squeeze(-1)).exp()
+            # Where the scale is so large that nothing is left, as little as float32 can hold.
+            mean = total.clamp(min=torch.finfo(total.dtype).tiny) / (1 + present.sum(dim=2))
+            similarities.append(1 + mean.log() / scale.squeeze(-1))
         return torch.cat(similarities, dim=1).unflatten(2, (height, width))

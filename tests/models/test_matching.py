@@ -33,13 +33,15 @@ def slow(embedded: Tensor, strokes: Tensor, cell: int, scale: Tensor) -> Tensor:
     return out
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("cell", [1, 2])
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])
-def test_it_equals_the_loops(cell: int, size: tuple[int, int]) -> None:
+def test_it_equals_the_loops(cell: int, size: tuple[int, int], training: bool) -> None:
     torch.manual_seed(0)
-    match = StrokeMatch(10, 12, cell)
+    match = StrokeMatch(10, 12, cell).train(training)
     features = torch.randn(2, 10, *size)
     strokes = (torch.rand(2, 2, *size) > 0.8).float() * torch.rand(2, 2, *size)
+    strokes[1, 0] = 0
     with torch.no_grad():
         match.log_scale += torch.randn(NUM_HEADS, 1, 1)
         embedded = match.embed(features)
@@ -63,6 +65,19 @@ def test_it_starts_at_zero_and_learns_without_strokes_too() -> None:
     for parameter in match.parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all()
     assert features.grad is not None and features.grad.isfinite().all()
+
+
+def test_a_scale_beyond_what_exponentials_can_hold_gives_numbers() -> None:
+    torch.manual_seed(0)
+    match = StrokeMatch(10, 12, 1)
+    torch.nn.init.constant_(match.log_scale, math.log(500))
+    torch.nn.init.normal_(match.project.weight)
+    strokes = (torch.rand(1, 2, 6, 8) > 0.8).float()
+    similarity = match._similarity(match.embed(torch.randn(1, 10, 6, 8)), strokes)
+    assert similarity.isfinite().all() and similarity.abs().max() <= 1
+    similarity.sum().backward()
+    for parameter in match.parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
 
 
 def test_what_looks_like_the_object_stroke_is_most_similar_to_it() -> None:
