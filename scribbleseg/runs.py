@@ -73,6 +73,8 @@ _INCOMING_NAME = re.compile(r"\.incoming_(\d{4,9})")
 _MAX_FILE_BYTES = 1_000_000
 _MAX_METRICS_BYTES = 100_000_000
 _EPOCHS_FOR_PACE = 5
+GOOGLE_PATIENCE = 60
+"""Seconds for which a request to Google's storage is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,7 +418,7 @@ def open_storage(uri: str) -> tuple[FileSystem, str]:
     if "://" not in uri:
         return LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
-        filesystem, path = FileSystem.from_uri(uri)
+        filesystem, path = FileSystem.from_uri(_with_patience(uri))
         if not path:
             raise ValueError("it names no bucket")
     except (ValueError, OSError, NotImplementedError) as error:
@@ -426,6 +428,16 @@ def open_storage(uri: str) -> tuple[FileSystem, str]:
             "expected a local path, s3://BUCKET/PATH or gs://BUCKET/PATH"
         ) from None
     return filesystem, path.rstrip("/")
+
+
+def _with_patience(uri: str) -> str:
+    """Return the URI, one of Google's storage with a limit to how long a request is tried again.
+
+    Without one it would be tried for a quarter of an hour, and nothing said meanwhile.
+    """
+    if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={GOOGLE_PATIENCE}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from pyarrow.fs import FileSelector, FileType
 from scribbleseg import checkpoint, manifest
 from scribbleseg.config import FinetuneConfig, to_dict
 from scribbleseg.errors import InputError
-from scribbleseg.runs import RunFolder, RunStatus, find_checkpoint, pull, status
+from scribbleseg.runs import (
+    GOOGLE_PATIENCE,
+    RunFolder,
+    RunStatus,
+    find_checkpoint,
+    open_storage,
+    pull,
+    status,
+)
 from tests.conftest import disk_full_after
 
 
@@ -607,3 +616,22 @@ def test_pruning_removes_a_link_and_nothing_that_it_leads_to(
     local_run.prune(1)
     assert local_run.checkpoints() == [2]
     assert (outside / "model.safetensors").exists()
+
+
+def test_googles_storage_is_not_tried_for_a_quarter_of_an_hour() -> None:
+    def opened(uri: str) -> pyarrow.fs.FileSystem:
+        filesystem, path = open_storage(uri)
+        assert path == "bucket/run"
+        return filesystem
+
+    def limited(seconds: int) -> pyarrow.fs.FileSystem:
+        return pyarrow.fs.GcsFileSystem(
+            anonymous=True,
+            scheme="http",
+            default_bucket_location="",
+            retry_time_limit=timedelta(seconds=seconds),
+        )
+
+    assert opened("gs://anonymous@bucket/run?scheme=http").equals(limited(GOOGLE_PATIENCE))
+    own = "gs://anonymous@bucket/run?scheme=http&retry_limit_seconds=5"
+    assert opened(own).equals(limited(5)) and not opened(own).equals(limited(6))
