@@ -71,7 +71,7 @@ class DataCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConvert:
-    """Write a data folder anew in the right coding: masks 0/255, strokes 1/2, odd image modes."""
+    """Write a data folder anew in the right coding: masks 0/255, strokes 1/2 or in colours."""
 
     root: Positional[str]
     """Folder or URI to read; it is left as it is."""
@@ -79,6 +79,10 @@ class DataConvert:
     """Folder to make."""
     strokes: tuple[int, int, int] | None = None
     """Values of object strokes, background strokes and unlabelled pixels; None: told by the data.
+    """
+    stroke_colours: tuple[str, str] | None = None
+    """Colours of object strokes and background strokes that were drawn, as red lime or ff0000
+    00ff00; None: scribbles hold labels.
     """
     masks: tuple[int, int] | None = None
     """Lowest and highest mask value that mean object; None: told by the data."""
@@ -332,6 +336,7 @@ def run_data(data: Data) -> None:
                 command.root,
                 command.out,
                 strokes=command.strokes,
+                stroke_colours=command.stroke_colours,
                 masks=command.masks,
                 keep_ignore=command.keep_ignore,
                 progress=bar,

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from scribbleseg.datasets.coloured import StrokeColours, describe, read_drawing, to_labels
 from scribbleseg.datasets.files import bits_per_channel, has_alpha, new_folder, open_picture
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
@@ -92,6 +93,7 @@ def convert(
     out: Path,
     *,
     strokes: tuple[int, int, int] | None = None,
+    stroke_colours: tuple[str, str] | None = None,
     masks: tuple[int, int] | None = None,
     keep_ignore: bool = False,
     progress: Callable[[Sequence[ScenePaths]], Iterable[ScenePaths]] = iter,
@@ -106,6 +108,8 @@ def convert(
         out: New folder; it appears when all is written.
         strokes: The values of object strokes, background strokes and unlabelled pixels; None:
             (1, 0, 255), (1, 2, 0) or (1, 0, 2), told by the values and by which covers most.
+        stroke_colours: The colours in which strokes on the object and on the background are drawn,
+            as "red" or "ff0000"; all else means nothing. Not with `strokes`.
         masks: The lowest and highest mask value that mean object; None: (1, 1), (255, 255) for
             masks of 0 and 255 alone, or (1, 20) for class masks like VOC's with a border of 255.
         keep_ignore: Keep the 255 border of class masks as "ignore" instead of background.
@@ -115,6 +119,12 @@ def convert(
         InputError: values that leave a doubt (the message names the option that settles it), files
             that cannot be read or do not match, or `out` exists.
     """
+    if strokes is not None and stroke_colours is not None:
+        raise InputError(
+            "--strokes and --stroke-colours are both given; expected one of them: the values of "
+            "labels, or the colours of drawings"
+        )
+    colours = None if stroke_colours is None else StrokeColours.parse(*stroke_colours)
     root = local_copy(root)
     scenes = {
         split: list_scenes(root, split, need_masks=(root / split / "ground_truth").is_dir())
@@ -123,12 +133,16 @@ def convert(
     if not scenes:
         raise InputError(f"{root}: found no SPLIT/images; expected a folder of splits, as train/")
     every = [paths for split in scenes.values() for paths in split]
-    stroke_counts, mask_counts = _count_values(progress(every))
-    stroke_coding = (
-        detect_strokes(stroke_counts, root)
-        if strokes is None
-        else StrokeCoding(object=strokes[0], background=strokes[1], unlabelled=strokes[2])
-    )
+    stroke_counts, mask_counts = _count_values(progress(every), colours)
+    if colours is not None:
+        _require_drawn(stroke_counts, root)
+        stroke_coding = colours
+    elif strokes is not None:
+        stroke_coding = StrokeCoding(
+            object=strokes[0], background=strokes[1], unlabelled=strokes[2]
+        )
+    else:
+        stroke_coding = detect_strokes(stroke_counts, root)
     mask_coding = (
         detect_masks(mask_counts, root, keep_ignore=keep_ignore)
         if masks is None
@@ -249,15 +263,24 @@ def mend_image(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
         return np.array(picture.convert("RGB")), ", ".join(changes)
 
 
-def read_labels(path: Path) -> tuple[UInt8[np.ndarray, "h w"], str]:
+def read_labels(
+    path: Path, colours: StrokeColours | None = None
+) -> tuple[UInt8[np.ndarray, "h w"], str]:
     """Return a file's labels as they are coded, and what had to be changed ("" for nothing).
 
     Three equal channels become one, an opaque alpha channel is dropped, and 16-bit labels become
     8-bit (65535, their white, becomes 255).
 
+    Args:
+        path: The file.
+        colours: Those of strokes, which are 1, 0 and 255 then; None: it holds labels.
+
     Raises:
-        InputError: the file cannot be read, or holds colours, transparency or values above 255.
+        InputError: the file cannot be read, or holds colours that nobody explained, transparency
+            or values above 255.
     """
+    if colours is not None:
+        return to_labels(read_drawing(path), colours), "colours -> labels"
     changes: list[str] = []
     with open_picture(path, ("PNG",)) as picture:
         if has_alpha(picture) and picture.mode != "P":
@@ -265,7 +288,8 @@ def read_labels(path: Path) -> tuple[UInt8[np.ndarray, "h w"], str]:
             *bands, alpha = picture.convert("RGBA").split()
             if alpha.getextrema() != (255, 255):
                 raise InputError(
-                    f"{path}: found transparent pixels, expected labels; export without alpha"
+                    f"{path}: found transparent pixels, expected labels; export without alpha, or, "
+                    "of strokes in colours, say --stroke-colours OBJECT BACKGROUND, as red lime"
                 )
             picture = Image.merge("RGB", bands)
         labels = np.array(picture)
@@ -273,7 +297,8 @@ def read_labels(path: Path) -> tuple[UInt8[np.ndarray, "h w"], str]:
         changes.append("three channels -> one")
         if not (labels == labels[..., :1]).all():
             raise InputError(
-                f"{path}: found colours, expected one channel of labels; export grey values"
+                f"{path}: found {describe(labels)}, expected one channel of labels; export grey "
+                "values, or, of strokes, say --stroke-colours OBJECT BACKGROUND, as ff0000 00ff00"
             )
         labels = np.ascontiguousarray(labels[..., 0])
     if bits_per_channel(path) > 8:
@@ -285,20 +310,33 @@ def read_labels(path: Path) -> tuple[UInt8[np.ndarray, "h w"], str]:
 
 
 def _count_values(
-    scenes: Iterable[ScenePaths],
+    scenes: Iterable[ScenePaths], colours: StrokeColours | None
 ) -> tuple[Int[np.ndarray, "256"], Int[np.ndarray, "256"]]:
     """Count the pixels of each value in all scribbles and in all masks."""
     counts = np.zeros((2, 256), np.int64)
     for paths in scenes:
         for row, path in enumerate((paths.scribbles, paths.ground_truth)):
             if path is not None:
-                labels, _ = read_labels(path)
+                labels, _ = read_labels(path, colours if path == paths.scribbles else None)
                 counts[row] += np.bincount(labels.ravel(), minlength=256)
     return counts[0], counts[1]
 
 
+def _require_drawn(counts: Int[np.ndarray, "256"], where: Path) -> None:
+    """Raise an `InputError` where nothing has been drawn in one of the colours."""
+    for label, name in ((OBJECT, "first"), (BACKGROUND, "second")):
+        if counts[label] == 0:
+            raise InputError(
+                f"{where}: found no pixel of the {name} of --stroke-colours in any scribble; leave "
+                "the option out to be told which colours are there"
+            )
+
+
 def _convert_scene(
-    paths: ScenePaths, target: Path, stroke_coding: StrokeCoding, mask_coding: MaskCoding
+    paths: ScenePaths,
+    target: Path,
+    stroke_coding: StrokeCoding | StrokeColours,
+    mask_coding: MaskCoding,
 ) -> list[Conversion]:
     """Write one sample into the split folder `target`."""
     image, change = mend_image(paths.image)
@@ -307,13 +345,19 @@ def _convert_scene(
     else:
         shutil.copyfile(paths.image, target / "images" / paths.image.name)
     done = [Conversion(path=paths.image, action=change or "copied")]
-    for path, recode in (
-        (paths.scribbles, partial(recode_strokes, coding=stroke_coding)),
-        (paths.ground_truth, partial(recode_mask, coding=mask_coding)),
+    # What is read by its colours is in the contract's coding already.
+    colours, coding = (
+        (stroke_coding, StrokeCoding())
+        if isinstance(stroke_coding, StrokeColours)
+        else (None, stroke_coding)
+    )
+    for path, colours_of, recode in (
+        (paths.scribbles, colours, partial(recode_strokes, coding=coding)),
+        (paths.ground_truth, None, partial(recode_mask, coding=mask_coding)),
     ):
         if path is None:
             continue
-        labels, change = read_labels(path)
+        labels, change = read_labels(path, colours_of)
         require_same_size(path, labels, paths.image, image)
         try:
             recoded = recode(labels)

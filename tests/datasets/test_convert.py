@@ -213,3 +213,52 @@ def test_a_place_that_cannot_be_written(tiny_root: Path, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/out: not a directory; expected a folder that can"):
         convert(tiny_root, tmp_path / "file" / "out")
+
+
+def drawn(labels: np.ndarray) -> np.ndarray:
+    """Return strokes in red and lime, nearly, on nothing (BGR and alpha, as OpenCV writes them)."""
+    drawing = np.zeros((*labels.shape, 4), np.uint8)
+    drawing[labels == 1] = (8, 0, 250, 255)
+    drawing[labels == 0] = (0, 240, 12, 255)
+    return drawing
+
+
+@pytest.mark.parametrize("colours", [("red", "lime"), ("#ff0000", "00FF00")])
+@pytest.mark.parametrize("canvas", ["transparent", "white"])
+def test_strokes_in_colours(
+    tiny_root: Path, original: Path, tmp_path: Path, canvas: str, colours: tuple[str, str]
+):
+    def change(labels: np.ndarray) -> np.ndarray:
+        drawing = drawn(labels)
+        if canvas == "transparent":
+            return drawing
+        drawing[labels == 255] = 255
+        return drawing[..., :3]
+
+    recode(tiny_root / "train" / "scribbles", change)
+    with pytest.raises(InputError, match="--stroke-colours OBJECT BACKGROUND"):
+        convert(tiny_root, tmp_path / "out")
+    mended = convert(tiny_root, tmp_path / "out", stroke_colours=colours)
+    assert {each.path.parent.name for each in mended if each.action == "colours -> labels"} == {
+        "scribbles"
+    }
+    same(original, tmp_path / "out")
+
+
+def test_colours_that_nobody_explained_are_named_with_what_they_cover(
+    tiny_root: Path, tmp_path: Path
+):
+    recode(tiny_root / "train" / "scribbles", lambda labels: drawn(labels)[..., :3])
+    with pytest.raises(InputError, match=r"found colours 000000 \([0-9.]+%\).*fa0008"):
+        convert(tiny_root, tmp_path / "out")
+    for colours, words in (
+        (("red", "blue"), "no pixel of the second"),
+        (("yellow", "lime"), "no pixel of the first"),
+        (("red", "reddish"), "holds 'reddish'; expected two colours"),
+        (("ff0000", "ff4040"), "differ by more than 96"),
+    ):
+        with pytest.raises(InputError, match=words):
+            convert(tiny_root, tmp_path / "out", stroke_colours=colours)
+    with pytest.raises(InputError, match="both given"):
+        convert(tiny_root, tmp_path / "out", strokes=(1, 2, 0), stroke_colours=("red", "lime"))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["tiny"]
