@@ -92,8 +92,9 @@ class StrokeMatch(nn.Module):
             sums = F.avg_pool2d(embedded * stroke, self.cell, ceil_mode=True)
             keys = F.normalize(sums.unflatten(1, (NUM_HEADS, HEAD_CHANNELS)), dim=2).flatten(3)
             present = (share > 0).float().flatten(2)[..., None]
-            if not (self.training or torch.compiler.is_compiling()):
-                # Few cells have strokes. In training it would be asked of the device in every step.
+            if not (self.training or stroke.is_cuda or torch.compiler.is_compiling()):
+                # Few cells have strokes; but a step must not wait for a GPU to say which, and what
+                # is compiled has shapes that do not depend on values.
                 drawn = present.amax(dim=(0, 1, 3)).nonzero().squeeze(1)
                 keys, present = keys[..., drawn], present[:, :, drawn]
             # Cosines end at 1, so what is raised ends at 0, and no maximum has to be looked for:
