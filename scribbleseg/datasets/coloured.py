@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
-from scribbleseg.datasets.files import open_picture
+from scribbleseg.datasets.files import eight_bits, open_picture
 from scribbleseg.datasets.scenes import BACKGROUND, OBJECT, UNLABELLED
 from scribbleseg.errors import InputError
 
@@ -60,9 +60,7 @@ def read_drawing(path: Path) -> UInt8[np.ndarray, "h w 4"]:
         InputError: the file cannot be read.
     """
     with open_picture(path, ("PNG",)) as picture:
-        if picture.mode.startswith("I"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        return np.array(picture.convert("RGBA"))
+        return np.array(eight_bits(picture).convert("RGBA"))
 
 
 def to_labels(

@@ -15,7 +15,13 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from scribbleseg.datasets.coloured import StrokeColours, describe, read_drawing, to_labels
-from scribbleseg.datasets.files import bits_per_channel, has_alpha, new_folder, open_picture
+from scribbleseg.datasets.files import (
+    bits_per_channel,
+    eight_bits,
+    has_alpha,
+    new_folder,
+    open_picture,
+)
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
@@ -135,8 +141,9 @@ def convert(
     every = [paths for split in scenes.values() for paths in split]
     stroke_counts, mask_counts = _count_values(progress(every), colours)
     if colours is not None:
+        # What is read by its colours is in the contract's coding already.
         _require_drawn(stroke_counts, root)
-        stroke_coding = colours
+        stroke_coding = StrokeCoding()
     elif strokes is not None:
         stroke_coding = StrokeCoding(
             object=strokes[0], background=strokes[1], unlabelled=strokes[2]
@@ -156,7 +163,7 @@ def convert(
                     (folder / split / name).mkdir(parents=True)
         for paths in progress(every):
             target = folder / paths.image.parent.parent.name
-            done += _convert_scene(paths, target, stroke_coding, mask_coding)
+            done += _convert_scene(paths, target, colours, stroke_coding, mask_coding)
     return done
 
 
@@ -248,8 +255,7 @@ def mend_image(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
     with open_picture(path, ("JPEG", "PNG")) as picture:
         if bits_per_channel(path) > 8:
             changes.append("16 bits -> 8 bits")
-        if picture.mode.startswith("I"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        picture = eight_bits(picture)
         if has_alpha(picture):
             picture = picture.convert("RGBA")
             if picture.getchannel("A").getextrema() != (255, 255):
@@ -335,7 +341,8 @@ def _require_drawn(counts: Int[np.ndarray, "256"], where: Path) -> None:
 def _convert_scene(
     paths: ScenePaths,
     target: Path,
-    stroke_coding: StrokeCoding | StrokeColours,
+    colours: StrokeColours | None,
+    stroke_coding: StrokeCoding,
     mask_coding: MaskCoding,
 ) -> list[Conversion]:
     """Write one sample into the split folder `target`."""
@@ -345,19 +352,13 @@ def _convert_scene(
     else:
         shutil.copyfile(paths.image, target / "images" / paths.image.name)
     done = [Conversion(path=paths.image, action=change or "copied")]
-    # What is read by its colours is in the contract's coding already.
-    colours, coding = (
-        (stroke_coding, StrokeCoding())
-        if isinstance(stroke_coding, StrokeColours)
-        else (None, stroke_coding)
-    )
-    for path, colours_of, recode in (
-        (paths.scribbles, colours, partial(recode_strokes, coding=coding)),
+    for path, drawn_in, recode in (
+        (paths.scribbles, colours, partial(recode_strokes, coding=stroke_coding)),
         (paths.ground_truth, None, partial(recode_mask, coding=mask_coding)),
     ):
         if path is None:
             continue
-        labels, change = read_labels(path, colours_of)
+        labels, change = read_labels(path, drawn_in)
         require_same_size(path, labels, paths.image, image)
         try:
             recoded = recode(labels)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from scribbleseg.errors import InputError
@@ -118,6 +119,13 @@ def bits_per_channel(path: File) -> int:
     with path.open("rb") as file:
         header = file.read(25)
     return header[24] if header.startswith(b"\x89PNG") and len(header) == 25 else 8
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """Return the picture, one of 16-bit grey without the low byte of its values."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
 
 
 def has_alpha(picture: Image.Image) -> bool:
