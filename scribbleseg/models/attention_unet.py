@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scribbleseg.config import ModelConfig
-from scribbleseg.models.blocks import AttentionGate, ResidualBlock, UpBlock, call
+from scribbleseg.models.blocks import AttentionGate, ResidualBlock, UpBlock, call, make_head
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 from scribbleseg.models.unet import Output
 
@@ -33,7 +33,7 @@ class GuidedDecoder(nn.Module):
         self.ups = nn.ModuleList(
             UpBlock(coarse, fine, config.norm, ResidualBlock) for fine, coarse in pairs
         )
-        self.heads = nn.ModuleList(nn.Conv2d(fine, 1, 1) for fine, _ in pairs)
+        self.heads = nn.ModuleList(make_head(fine) for fine, _ in pairs)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return every level's decoded features and attention map, coarse to fine."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scribbleseg.config import LITE_ENCODERS, ModelConfig
 from scribbleseg.errors import InputError
-from scribbleseg.models.blocks import BlockType
+from scribbleseg.models.blocks import BlockType, make_head
 from scribbleseg.models.encoder import StrokePath
 from scribbleseg.models.matching import StrokeMatches
 from scribbleseg.models.unet import Decoder, Output
@@ -145,7 +145,7 @@ class PretrainedUNet(nn.Module):
             StrokeMatches([3, *self.encoder.channels], channels) if config.matching else None
         )
         self.decoder = Decoder(channels, config.norm, block)
-        self.head = nn.Conv2d(channels[0], 1, 1)
+        self.head = make_head(channels[0])
 
     def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:
         """Return logits at input size from a normalised image and encoded strokes in [0, 1]."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scribbleseg.config import ModelConfig, NormName
-from scribbleseg.models.blocks import BlockType, UpBlock
+from scribbleseg.models.blocks import BlockType, UpBlock, make_head
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 from scribbleseg.models.matching import StrokeMatches
 
@@ -62,7 +62,7 @@ class UNet(nn.Module):
         self.encoder = Encoder(config, block)
         self.strokes = StrokePath(channels)
         self.decoder = Decoder(channels, config.norm, block)
-        self.head = nn.Conv2d(config.width, 1, 1)
+        self.head = make_head(config.width)
         self.matches = StrokeMatches(channels, channels) if config.matching else None
 
     def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:

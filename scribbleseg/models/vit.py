@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scribbleseg.config import ModelConfig, NormName
-from scribbleseg.models.blocks import ConvBlock, resize_to
+from scribbleseg.models.blocks import ConvBlock, make_head, resize_to
 from scribbleseg.models.encoder import Encoder, Side, StrokePath, level_channels
 from scribbleseg.models.unet import Decoder, Output
 
@@ -202,7 +202,7 @@ class VitUNet(nn.Module):
         self.strokes = StrokePath([*channels[:-1], channels[-1] + self.encoder.dim])
         self.pyramid = Pyramid(config, channels, self.encoder.dim)
         self.decoder = Decoder(channels, config.norm, ConvBlock)
-        self.head = nn.Conv2d(config.width, 1, 1)
+        self.head = make_head(config.width)
 
     def forward(self, image: Float[Tensor, "b 3 h w"], strokes: Float[Tensor, "b 2 h w"]) -> Output:
         """Return logits at input size from a normalised image and encoded strokes in [0, 1]."""

@@ -55,6 +55,17 @@ def test_logits_have_the_size_of_the_input(architecture, norm, size, depth):
 
 
 @every_model
+def test_fresh_logits_are_centred_and_as_large_as_one(architecture):
+    for seed in range(3):
+        model = make(architecture, depth=6, seed=seed).train()
+        with torch.no_grad():
+            output = model(*inputs(64, 64))
+        for logits in (output.logits, *output.side_logits[:2]):
+            assert logits.mean().abs() < 0.4
+            assert 0.7 < logits.std() < 2.5
+
+
+@every_model
 @every_norm
 def test_every_parameter_has_a_gradient_after_two_optimiser_steps(architecture, norm):
     model = make(architecture, norm)
