@@ -6,7 +6,6 @@ On a cluster with a Serve configuration of its own, `serve run deploy.serve:app 
 
 import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from scribbleseg.app.hosts import bracketed, is_loopback
+from scribbleseg.app.hosts import TOKEN, bracketed, is_loopback, read_token
 from scribbleseg.cli import exit_status, say
 from scribbleseg.config import Looker, parse_arguments, require
 from scribbleseg.errors import InputError
@@ -25,7 +24,6 @@ from train.launch import ClusterConfig, absolute, start_ray
 
 PROG = "python -m deploy.serve"
 NAME = "scribbleseg"
-TOKEN = "SCRIBBLESEG_TOKEN"
 SECONDS_PER_REQUEST = 120.0
 
 
@@ -94,7 +92,7 @@ class Serve:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     asked: Serve = parse_arguments(Serve, arguments, prog=PROG)
-    token = os.environ.get(TOKEN)
+    token = read_token()
     if not token and not is_loopback(asked.host):
         raise InputError(
             f"host is {asked.host}, which others reach, and {TOKEN} is not set; set it to a secret "
@@ -155,9 +153,16 @@ def app(arguments: Mapping[str, Any]) -> Any:
         InputError: A field is wrong, or SCRIBBLESEG_TOKEN is not set: the proxies of a cluster are
             often open to others.
     """
-    line = [f"--{key.replace('_', '-')}={value}" for key, value in arguments.items()]
+    line: list[str] = []
+    for key, value in arguments.items():
+        # `serve run` hands over words, a configuration values.
+        if key == "scales":
+            values = value.split() if isinstance(value, str) else value
+            line += ["--scales", *map(str, values if isinstance(values, list) else [values])]
+        else:
+            line.append(f"--{key.replace('_', '-')}={value}")
     service: Service = parse_arguments(Service, line, prog="serve run deploy.serve:app")
-    token = os.environ.get(TOKEN)
+    token = read_token()
     if not token:
         raise InputError(f"{TOKEN} is not set; expected a secret that clients show")
     return build(service, token)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import reprlib
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,17 +207,21 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def make_folder(folder: Path, *, asked: Path | None = None) -> None:
-    """Make a folder that results go to, and those above it, unless it is there.
+    """Make a folder that results go to, and those above it, unless it is there; write into it.
+
+    Whoever is told beforehand that nothing can be written there loses no work.
 
     Args:
         folder: The folder.
         asked: What the user called it; None: the same.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made, or nothing can be written into it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise InputError(
             f"{asked or folder}: {(error.strerror or str(error)).lower()}; expected a folder that "

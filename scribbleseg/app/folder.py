@@ -37,6 +37,8 @@ from scribbleseg.manifest import is_plain_name, write_bytes
 
 ACCEPTED = "accepted"
 """The split that samples are linked into once their masks are accepted."""
+MARK = "made-by-scribbleseg-app.txt"
+"""Stands in ROOT/accepted once the page has made it: no other folder of that name is touched."""
 RUNS = "runs"
 """Where trainings on what was drawn are kept."""
 BLANK = "blank"
@@ -88,10 +90,7 @@ class Folder:
         masks = self._changed("ground_truth")
         found: dict[str, Progress] = {}
         for stem in filter(is_plain_name, images):
-            if stem in masks:
-                found[stem] = "changed" if drawn.get(stem, 0) > masks[stem] else "accepted"
-            else:
-                found[stem] = "drawn" if stem in drawn else "untouched"
+            found[stem] = _progress(drawn.get(stem), masks.get(stem))
         return found
 
     def hidden(self) -> list[str]:
@@ -101,11 +100,9 @@ class Folder:
 
     def progress(self, stem: str) -> Progress:
         """Return how far one photograph is."""
-        drawn, mask = self._path("scribbles", stem), self._path("ground_truth", stem)
-        if mask.is_file():
-            newer = drawn.is_file() and drawn.stat().st_mtime_ns > mask.stat().st_mtime_ns
-            return "changed" if newer else "accepted"
-        return "drawn" if drawn.is_file() else "untouched"
+        kinds: tuple[Kind, Kind] = ("scribbles", "ground_truth")
+        paths = [self._path(kind, stem) for kind in kinds]
+        return _progress(*(path.stat().st_mtime_ns if path.is_file() else None for path in paths))
 
     def image_path(self, stem: str) -> Path:
         """Return where a photograph lies.
@@ -119,6 +116,9 @@ class Folder:
             for path in (images / f"{stem}{suffix}", images / f"{stem}{suffix.upper()}"):
                 if path.is_file():
                     return self._inside(path)
+        # Written otherwise, such as .Jpg: few are, and listing a large folder takes time.
+        if (path := list_files(images, IMAGE_SUFFIXES).get(stem)) is not None:
+            return self._inside(path)
         raise Refusal(HTTPStatus.NOT_FOUND, f"{stem}: no such photograph in {images}")
 
     def read_image(self, stem: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -232,16 +232,26 @@ class Folder:
             Their split, and when each mask was accepted, in ns, by stem.
 
         Raises:
-            Refusal: it cannot be written.
+            Refusal: it cannot be written, or ROOT/accepted is not of the page's making.
         """
         pictures, masks = self.pictures(), self._changed("ground_truth")
         drawn = self._changed("scribbles")
         done = {stem: masks[stem] for stem in pictures if stem in masks and stem in drawn}
-        # Training reads the photographs that the page hides, too.
-        if not done or len(done) == len(pictures) + len(self.hidden()):
+        # Training reads the photographs that the page hides, too, and refuses labels of others.
+        whole = done.keys() == drawn.keys() == masks.keys()
+        if not done or (whole and len(done) == len(pictures) + len(self.hidden())):
             return self.split, done
         there = Folder(root=self.root, split=ACCEPTED)
+        mark = self.root / ACCEPTED / MARK
+        if not mark.is_file() and mark.parent.is_dir() and any(mark.parent.iterdir()):
+            raise Refusal(
+                HTTPStatus.CONFLICT,
+                f"{mark.parent}: was not made by the page, which links there what was accepted; "
+                "give it another name",
+            )
         try:
+            mark.parent.mkdir(exist_ok=True)
+            write_bytes(mark, b"What stands here is linked anew for every training.\n")
             _link_all([self.image_path(stem) for stem in done], there._folder("images"))
             for kind in ("scribbles", "ground_truth"):
                 _link_all([self._path(kind, stem) for stem in done], there._folder(kind))
@@ -277,6 +287,14 @@ class Folder:
 
     def _is_inside(self, path: Path) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
+
+
+def _progress(drawn: int | None, mask: int | None) -> Progress:
+    """Return how far a photograph is, by when its strokes and its mask were written, if ever."""
+    if mask is None:
+        return "untouched" if drawn is None else "drawn"
+    # Without the strokes that it was accepted with, a mask is nothing to train on.
+    return "accepted" if drawn is not None and drawn <= mask else "changed"
 
 
 def _require_plain(stem: str) -> None:

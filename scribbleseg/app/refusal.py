@@ -24,4 +24,6 @@ def not_written(error: OSError, path: object) -> Refusal:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     status = HTTPStatus.INSUFFICIENT_STORAGE if full else HTTPStatus.FORBIDDEN
     remedy = "free some space" if full else "make the folder writable"
+    if error.errno == errno.ENAMETOOLONG:
+        remedy = "shorten the name"
     return Refusal(status, f"{path}: not saved ({reason(error)}); {remedy} and try again")

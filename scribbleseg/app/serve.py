@@ -13,15 +13,13 @@ from urllib.parse import quote
 import torch
 
 from scribbleseg.app.folder import Folder
-from scribbleseg.app.hosts import bracketed, host_headers, is_loopback
+from scribbleseg.app.hosts import bracketed, host_headers, is_loopback, read_token
 from scribbleseg.app.models import Model, load_model
 from scribbleseg.app.refusal import Refusal
 from scribbleseg.app.remote import load_remote
 from scribbleseg.app.studio import Place, Studio
 from scribbleseg.device import prepare_cpu
 from scribbleseg.errors import InputError
-
-TOKEN = "SCRIBBLESEG_TOKEN"
 
 
 def serve(
@@ -75,7 +73,7 @@ def serve(
     listener = listen(host, port)
     port = listener.getsockname()[1]
     local = is_loopback(host)
-    token = None if local else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+    token = None if local else read_token() or secrets.token_urlsafe(24)
     hosts = host_headers(host, port) if local else []
     address = f"http://{bracketed(host)}:{port}/"
     address += f"?token={quote(token, safe='')}" if token else ""
@@ -109,7 +107,7 @@ def _load(checkpoint: str | None, server: str | None) -> Model:
         case str(), None:
             return load_model(checkpoint)
         case None, str():
-            return load_remote(server, os.environ.get(TOKEN))
+            return load_remote(server, read_token())
         case _:
             given = "neither" if checkpoint is None else "both"
             raise InputError(

@@ -13,6 +13,7 @@ from scribbleseg.config import FinetuneConfig, to_yaml
 from scribbleseg.manifest import write_bytes
 
 SETTINGS = "finetune.yaml"
+_OURS = "# Written by scribbleseg app, anew for every training.\n"
 # Weights that have learnt already are only nudged: a fifth of what the recipes begin with, the same
 # in every round of drawing and training.
 _EPOCHS = 20
@@ -27,7 +28,8 @@ def finetune_command(folder: Folder, model: Model) -> tuple[str, int]:
     The run is kept in ROOT/runs, from where the page can load it.
 
     Raises:
-        Refusal: nothing was accepted, the network is elsewhere, or a file cannot be written.
+        Refusal: nothing was accepted, the network is elsewhere, or a file cannot be written, or is
+            somebody else's.
     """
     if model.config is None:
         raise Refusal(
@@ -42,7 +44,13 @@ def finetune_command(folder: Folder, model: Model) -> tuple[str, int]:
     text = to_yaml(_settings(model.config, start, abspath(folder.root), split, len(masks)))
     path = folder.root / SETTINGS
     try:
-        write_bytes(path, text.encode())
+        if path.exists() and not path.read_text(errors="replace").startswith(_OURS):
+            raise Refusal(
+                HTTPStatus.CONFLICT,
+                f"{path}: was not written by the page, which keeps the settings of a training "
+                "there; give it another name",
+            )
+        write_bytes(path, (_OURS + text).encode())
     except OSError as error:
         raise not_written(error, path) from None
     # Other masks are another run: one that is finished would not start again.
@@ -58,6 +66,7 @@ def _settings(
     folds = config.data.num_folds
     held_out = number >= _LEAST_PER_FOLD * folds
     trained_on = number - (number + folds - 1) // folds if held_out else number
+    batch_size = min(config.train.batch_size, trained_on)
     data = replace(
         config.data,
         root=root,
@@ -76,6 +85,7 @@ def _settings(
             config.train,
             epochs=_EPOCHS,
             validate_every=5,
-            batch_size=min(config.train.batch_size, trained_on),
+            batch_size=batch_size,
+            accumulate=min(config.train.accumulate, batch_size),
         ),
     )

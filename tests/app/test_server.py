@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from scribbleseg.app import folder as folders
 from scribbleseg.app import proposals, serve, server
-from scribbleseg.app.hosts import host_headers
+from scribbleseg.app.hosts import host_headers, read_token
 from scribbleseg.app.models import Model
 from scribbleseg.app.refusal import Refusal
 from scribbleseg.app.server import create_app
@@ -488,3 +488,20 @@ def test_the_page_is_served_whole(client):
 def test_an_empty_host_is_not_every_address():
     with pytest.raises(InputError, match="--host is empty"):
         serve.listen("", 0)
+
+
+def test_a_token_is_what_a_header_can_carry(monkeypatch):
+    for given, wanted in (("secret\n", "secret"), (" secret", "secret"), ("", None)):
+        monkeypatch.setenv("SCRIBBLESEG_TOKEN", given)
+        assert read_token() == wanted
+    for given in ("пароль", "two words", "a\nb"):
+        monkeypatch.setenv("SCRIBBLESEG_TOKEN", given)
+        with pytest.raises(InputError, match="SCRIBBLESEG_TOKEN") as caught:
+            read_token()
+        assert given not in str(caught.value)
+
+
+def test_a_suffix_may_be_written_in_any_case(client, root):
+    images = root / "train" / "images"
+    (images / "photo_0.png").rename(images / "photo_0.PnG")
+    assert client.get("/api/pictures/photo_0").status_code == 200

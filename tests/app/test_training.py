@@ -108,3 +108,45 @@ def test_rounds_of_drawing_and_training_do_not_slow_down(studio, root):
     studio.finetune_command()
     second = from_yaml(FinetuneConfig(), root / "finetune.yaml")
     assert second.optim.learning_rate == first.optim.learning_rate
+
+
+def test_what_the_page_did_not_make_is_not_touched(studio, root):
+    accept(studio, "photo_0")
+    mine = root / "accepted" / "images" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"a photograph")
+    with pytest.raises(Refusal, match="accepted: was not made by the page"):
+        studio.finetune_command()
+    assert mine.read_bytes() == b"a photograph" and not (root / "finetune.yaml").exists()
+    mine.parent.parent.rename(root / "elsewhere")
+    (root / "finetune.yaml").write_text("data: {}\n")
+    with pytest.raises(Refusal, match="finetune.yaml: was not written by the page"):
+        studio.finetune_command()
+    assert (root / "finetune.yaml").read_text() == "data: {}\n"
+
+
+def test_a_mask_whose_strokes_are_gone_is_not_accepted(studio, root):
+    accept(studio, "photo_0")
+    assert studio.folder.pictures()["photo_0"] == studio.folder.progress("photo_0") == "accepted"
+    (root / "train" / "scribbles" / "photo_0.png").unlink()
+    assert studio.folder.pictures()["photo_0"] == studio.folder.progress("photo_0") == "changed"
+
+
+def test_labels_without_their_photograph_are_not_trained_on(studio, root):
+    for stem in ("photo_0", "photo_1", "photo_2"):
+        accept(studio, stem)
+    (root / "train" / "images" / "photo_1.png").unlink()
+    assert studio.folder.collect()[0] == "accepted"
+    assert [s.stem for s in list_scenes(root, "accepted", need_masks=True)] == [
+        "photo_0",
+        "photo_2",
+    ]
+
+
+def test_a_batch_is_not_cut_into_more_parts_than_it_has(studio, root):
+    accept(studio, "photo_0")
+    config = override(studio.models["main"].config, {"train.accumulate": 4})
+    studio.models["main"] = replace(studio.models["main"], config=config)
+    studio.finetune_command()
+    found = from_yaml(FinetuneConfig(), root / "finetune.yaml").train
+    assert (found.batch_size, found.accumulate) == (1, 1)

@@ -165,7 +165,10 @@ def test_a_serve_configuration_gives_the_same_settings(checkpoint, monkeypatch):
     monkeypatch.setenv("SCRIBBLESEG_TOKEN", "secret")
     with pytest.raises(InputError, match="batch_size is 0"):
         app({"checkpoint": str(checkpoint), "batch_size": 0})
-    assert app({"checkpoint": str(checkpoint), "max_replicas": 4, "edges": True}) is not None
+    for scales in ([0.75, 1.0], "0.75 1.0", 1.0):
+        assert app({"checkpoint": str(checkpoint), "edges": True, "scales": scales}) is not None
+    with pytest.raises(InputError, match="each 0.25 to 4"):
+        app({"checkpoint": str(checkpoint), "scales": [0.75, 9.0]})
 
 
 @contextmanager

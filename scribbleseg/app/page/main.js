@@ -468,5 +468,12 @@ tried(async () => {
   if (stems.includes(wanted)) await openPicture(wanted);
   else if (stems.length) await openPicture((await client.next(null)).stem ?? stems[0]);
 })();
-// Pictures are looked at in the background, and other tabs accept masks.
-setInterval(() => document.hidden || client.state().then((told) => ((server = told), list()), () => {}), 5000);
+// Pictures are looked at in the background, other tabs accept masks, and trainings end.
+const lookAgain = (told) => {
+  const chosen = ({ models, checkpoints }) => JSON.stringify([models, checkpoints]);
+  // A list that somebody has open is not made anew without need.
+  if (chosen(told) !== chosen(server)) rail.listModels(told);
+  server = told;
+  list();
+};
+setInterval(() => document.hidden || client.state().then(lookAgain, () => {}), 5000);

@@ -27,6 +27,8 @@ export function listen(canvas, on) {
       return;
     }
     if (fingers.size > 2 || drawing !== null) return;
+    // Left and right draw, the middle one pans, and 5 is a pen's eraser; those at the side do nothing.
+    if (event.button > 2 && event.button !== 5) return;
     if (event.button === 1 || on.panning()) {
       panning = { id: event.pointerId, at: place(event) };
       return;
