@@ -27,7 +27,7 @@ from tune.spaces import (
     SPACES,
     Pretrained,
     Space,
-    check_space,
+    fit_space,
     read_pretrained,
     read_space,
     to_tree,
@@ -136,7 +136,7 @@ def prepare(arguments: Sequence[str]) -> Sweep:
     if job.config.init_from is not None:
         raise InputError("init_from is set; expected --pretrained RUN, from which trials may start")
     config = replace(job.config, data=absolute_data(data))
-    check_space(space, config)
+    space = fit_space(space, config)
     job = replace(
         job, config=config, recipe=recipe, pretrained=tuple(map(absolute, job.pretrained))
     )

@@ -4,13 +4,13 @@ A space can be given as a YAML file:
 
 ```yaml
 model.architecture: {choice: [unet, resunet]}    # one of these
-augment.strength: {range: [0.0, 1.5]}            # uniform; whole numbers where both ends are
+augment.strength: {range: [0.0, 1.5]}            # uniform; whole numbers where the setting is one
 optim.learning_rate: {log: [3.0e-4, 1.0e-2]}     # uniform in the logarithm
 ```
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -47,14 +47,15 @@ class Distribution:
 
     @property
     def is_whole(self) -> bool:
-        """Whether numbers between the ends are whole ones."""
+        """Whether numbers between the ends are whole ones; see `fit_space`."""
         return all(isinstance(value, int) for value in self.values)
 
     def holds(self, value: Any) -> bool:
         """Say whether a value can be drawn."""
         if self.kind == "choice":
             return value in self.values
-        return self.values[0] <= value <= self.values[1]
+        whole = isinstance(value, int) or not self.is_whole
+        return whole and self.values[0] <= value <= self.values[1]
 
 
 Space = Mapping[str, Distribution]
@@ -170,13 +171,18 @@ def _parse(where: str, tree: Any) -> Distribution:
     return Distribution(kind=kind, values=tuple(values))
 
 
-def check_space(space: Space, base: FinetuneConfig) -> None:
+def fit_space(space: Space, base: FinetuneConfig) -> Space:
     """Try every setting of a space at its ends, or at each of its choices.
+
+    Returns:
+        The space with the ends of a range as numbers of the setting's own kind: from 0 to 1 there
+        is more than 0 and 1, if it is no whole number.
 
     Raises:
         InputError: a key that is no setting, or a value that the setting refuses.
     """
     known = flatten(to_dict(base))
+    fitted: dict[str, Distribution] = {}
     for key, distribution in space.items():
         if key == INIT:
             raise InputError(f"{INIT}: is not searched by a space; expected --pretrained RUN")
@@ -187,6 +193,10 @@ def check_space(space: Space, base: FinetuneConfig) -> None:
                 f"space: {key}: decides which images trials are scored on, and trials of different "
                 f"ones cannot be compared; expected it for all of them: --{key.replace('_', '-')}"
             )
+        if distribution.kind != "choice" and isinstance(known[key], float):
+            ends = tuple(float(value) for value in distribution.values)
+            distribution = replace(distribution, values=ends)
+        fitted[key] = distribution
         values = list(distribution.values)
         if distribution.kind != "choice" and distribution.is_whole:
             # What steps a setting has, its neighbours tell.
@@ -196,6 +206,7 @@ def check_space(space: Space, base: FinetuneConfig) -> None:
                 override(base, {key: value})
             except InputError as error:
                 raise InputError(f"space: {key}: {error}") from None
+    return fitted
 
 
 @dataclass(frozen=True, kw_only=True)

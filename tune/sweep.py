@@ -67,6 +67,9 @@ def main(arguments: Sequence[str]) -> None:
                 f"{sweep.place}: holds a sweep of another {', '.join(differing)}; choose another "
                 "--name"
             )
+        if sweep.job.confirm is None:
+            # What was confirmed once is not forgotten for want of a word.
+            sweep = replace(sweep, job=replace(sweep.job, confirm=record.get("confirm")))
         done = record.get("finished") and record.get("confirm") == sweep.job.confirm
         if done and sum(trial.ended for trial in known) >= sweep.job.num_trials:
             say(f"{sweep.place} is finished; more --num-trials make it go on")
@@ -194,12 +197,16 @@ def estimate(sweep: Sweep, known: Sequence[Trial], resources: Resources, concurr
     if job.launch.num_workers > 1:
         return
     pace = time_steps(job.config, resources)
-    left = job.num_trials - sum(trial.ended for trial in known)
+    left = max(0, job.num_trials - sum(trial.ended for trial in known))
+    best, seeds = job.repeats
+    # The recipe's own settings are trained again beside the best.
+    again = (best + 1) * seeds if best else 0
+    confirming = f" and {again} more to confirm the best" if again else ""
     say(
         f"the recipe's own trial: {pace.epochs} epochs of {pace.steps_per_epoch} steps, "
-        f"{pace.seconds_per_step:.2f} s each; {left} like it take about "
-        f"{tables.duration(left * pace.seconds / concurrent)} if none is stopped early, loading "
-        "and validating apart"
+        f"{pace.seconds_per_step:.2f} s each; {left} like it{confirming} take about "
+        f"{tables.duration((left + again) * pace.seconds / concurrent)} if none is stopped early, "
+        "loading and validating apart"
     )
 
 

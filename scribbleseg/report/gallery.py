@@ -170,9 +170,9 @@ def draw_attention(predictor: Predictor, scene: Scene) -> list[Panel]:
     image, strokes = network_inputs(
         scene.image,
         scene.scribbles,
-        data=config.data,
-        strokes=config.strokes,
-        device=predictor.device,
+        config.data.long_side,
+        config.strokes,
+        predictor.device,
     )
     padded = pad(image, strokes)
     panels: list[Panel] = []

@@ -16,7 +16,7 @@ from scribbleseg.config import to_yaml
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import METRIC_NAMES, Evaluation, evaluate_command
-from scribbleseg.manifest import write_bytes
+from scribbleseg.manifest import make_folder, write_bytes
 from scribbleseg.predict import Predictor
 from scribbleseg.report import curves, tables
 from scribbleseg.report.curves import Chart
@@ -150,7 +150,7 @@ def write_page(out: Path, text: str) -> Path:
     """Write a page to a file, or to report.html in a folder; return the file."""
     if out.suffix != ".html":
         out = out / "report.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_bytes(out, text.encode())
     return out
 
@@ -185,6 +185,9 @@ def try_to_find(
     try:
         return find(record, data_root, split, count), ""
     except InputError as error:
+        if split is not None:
+            # Whoever names a split wants to see it.
+            raise
         # A page about a run whose data or checkpoint is elsewhere still has its curves.
         return None, f"There are no scored images: {error}"
 

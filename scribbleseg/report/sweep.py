@@ -160,7 +160,8 @@ def _short_command(sweep: Sweep, record: Record) -> str:
             section, _, last = key.rpartition(".")
             lines.append([f"--{key}" if value else f"--{section}.no-{last}"])
         elif not (name == INIT and value is None):
-            lines.append([f"--{key}", str(value)])
+            values = value if isinstance(value, list | tuple) else [value]
+            lines.append([f"--{key}", *map(str, values)])
     return " \\\n  ".join(map(shlex.join, lines))
 
 

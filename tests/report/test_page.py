@@ -123,8 +123,8 @@ def test_another_split_can_be_shown(make_run, root: Path, tmp_path: Path):
     (root / "train").rename(root / "test")
     page = page_of(write_report([run.path], tmp_path, split="test"))
     assert "8 images of test, each at its own size" in page.text
-    page = page_of(write_report([run.path], tmp_path, split="nowhere"))
-    assert "There are no scored images" in page.text
+    with pytest.raises(InputError, match="nowhere"):
+        write_report([run.path], tmp_path, split="nowhere")
 
 
 def test_evaluation_has_a_page_of_its_own(predictor: Predictor, root: Path, tmp_path: Path):

@@ -298,6 +298,7 @@ def test_commands_train_the_best_again(sweep, add, tmp_path: Path):
     run = sweep.child("trial_0002")
     settings = to_dict(override(FinetuneConfig(), flatten(run.read_json("run.json")["config"])))
     settings["train"] |= {"seed": 5}
+    settings["strokes"] |= {"width": [2.0, 9.0]}
     conclude(sweep, best=2, settings=settings)
     text = page_of(sweep, tmp_path).text
     listed = text.split("has to be added.")[1].strip().replace("\\\n", "")
@@ -307,7 +308,11 @@ def test_commands_train_the_best_again(sweep, add, tmp_path: Path):
     words = short.split()
     assert words[:4] == ["python", "-m", "train.finetune", "demo"]
     got = parse_arguments(FinetuneConfig, words[4:], default=FinetuneConfig(), prog="test")
-    assert "--train.seed 0" in short and "--train.epochs" not in short
+    assert (
+        "--strokes.width 3.0 3.0" in short
+        and "--train.seed 0" in short
+        and "--train.epochs" not in short
+    )
     for key in (*SPACE, "data.root"):
         assert flatten(to_dict(got))[key] == flatten(config)[key]
     assert score.startswith(f"scribbleseg evaluate --checkpoint {run.path} --data")

@@ -12,10 +12,10 @@ from tune.spaces import (
     SPACES,
     Pretrained,
     apply,
-    check_space,
     choice,
     defaults,
     draw,
+    fit_space,
     read_pretrained,
     read_space,
     to_tree,
@@ -54,7 +54,7 @@ def test_built_in_spaces_fit_every_recipe_and_hold_the_default_of_cpu(name):
     free = [r for r in found if r.model.encoder == "own" and not r.model.matching]
     assert len(free) == len(RECIPES) - 2
     for recipe in free:
-        check_space(SPACES[name], override(recipe, SETTINGS.get(name, {})))
+        fit_space(SPACES[name], override(recipe, SETTINGS.get(name, {})))
     values = defaults(SPACES[name], BASE)
     assert values is not None and apply(BASE, values) == BASE
 
@@ -111,7 +111,7 @@ def test_a_space_that_is_not_there_is_named(tmp_path):
 )
 def test_a_wrong_key_or_range_is_refused_by_name(key, distribution, words):
     with pytest.raises(InputError) as error:
-        check_space({key: distribution}, BASE)
+        fit_space({key: distribution}, BASE)
     assert words in str(error.value)
 
 
@@ -124,6 +124,16 @@ def test_what_is_drawn_is_what_the_space_says_and_lands_in_the_settings():
     assert {key: settings[key] for key in params} == params
     untouched = flatten(to_dict(BASE))
     assert all(settings[key] == untouched[key] for key in settings if key not in params)
+
+
+def test_a_range_is_of_the_numbers_of_its_setting():
+    space = {"strokes.simulate_probability": uniform(0, 1), "model.depth": uniform(4, 6)}
+    fitted, drawn = fit_space(space, BASE), Fixed()
+    draw(drawn, fitted, BASE, [])
+    assert drawn.asked["strokes.simulate_probability"] == (0.0, 1.0, False)
+    assert not fitted["strokes.simulate_probability"].is_whole and fitted["model.depth"].is_whole
+    assert defaults(fitted, BASE) is not None
+    assert not space["strokes.simulate_probability"].holds(0.5)
 
 
 def test_a_default_outside_the_space_is_not_drawn():

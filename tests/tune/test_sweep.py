@@ -149,6 +149,11 @@ def test_a_sweep_from_command_line_to_the_best_checkpoint(tiny_data, tmp_path, c
     order = command(tiny_data, tmp_path, "--num-trials=3", "--confirm=1x2")[3:]
     assert exit_status(lambda: main(order)) == 0
     assert "is finished" in capsys.readouterr().out
+    # What was confirmed stays so, though nobody says it again.
+    before = folder.read_json("sweep.json"), folder.best()
+    assert exit_status(lambda: main(order[:-1])) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (folder.read_json("sweep.json"), folder.best()) == before
     assert exit_status(lambda: main([*order, "--seed=1"])) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "a sweep of another seed" in error
