@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from benchmarks.measure import Scored
 from scribbleseg.cli import exit_status
-from scribbleseg.config import parse_arguments
+from scribbleseg.config import parse_arguments, require
 from scribbleseg.datasets.scenes import Scene, read_scene
 from scribbleseg.device import prepare_cpu
 from scribbleseg.metrics import image_scores
@@ -36,7 +36,18 @@ class Interaction(Scored):
     checkpoints: tuple[str, ...] = ("released:best",)
     """Checkpoints, runs or released:NAME."""
     strokes: int = MOST_STROKES
-    """Most strokes per image; an image that does not get there counts as this many."""
+    """Most strokes per image; an image that does not get there counts as this many (at least those
+    after which the table has the IoU).
+    """
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        require(
+            self.strokes > NUM_ROUNDS_SHOWN,
+            "strokes",
+            self.strokes,
+            f"{NUM_ROUNDS_SHOWN + 1} or more",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

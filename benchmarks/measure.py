@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from scribbleseg.config import require
 from scribbleseg.datasets.scenes import ScenePaths
 from scribbleseg.device import find_device, pick_device, prepare_cpu
 from scribbleseg.evaluate import list_scored
@@ -65,6 +66,18 @@ class Scored:
     def paths(self) -> list[ScenePaths]:
         """Return the images' files."""
         return list_scored(self.root, self.split, fold=self.fold, num_folds=self.num_folds)
+
+
+def settings_of(changes: Sequence[str]) -> dict[str, str]:
+    """Return settings that were given as KEY=VALUE.
+
+    Raises:
+        InputError: one is given otherwise.
+    """
+    for change in changes:
+        require("=" in change, "changes", change, "KEY=VALUE, such as model.width=8")
+    pairs = (change.partition("=") for change in changes)
+    return {key: value for key, _, value in pairs}
 
 
 @dataclass(frozen=True, kw_only=True)

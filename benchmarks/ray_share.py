@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.measure import Measured, tell, to_markdown
+from benchmarks.measure import Measured, settings_of, tell, to_markdown
 from scribbleseg.cli import exit_status
 from scribbleseg.config import FinetuneConfig, override, parse_arguments, to_yaml
 from scribbleseg.datasets.scenes import list_scenes
@@ -213,7 +213,7 @@ def main() -> None:
             "train.epochs": share.epochs,
             "train.validate_every": 1,
         }
-        | dict(change.split("=", 1) for change in share.changes),
+        | settings_of(share.changes),
     )
     # As many images as a batch has: an epoch of one step, without validation.
     one_step = override(

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scribbleseg.cli import exit_status
-from scribbleseg.config import Architecture, FinetuneConfig, parse_arguments
+from scribbleseg.config import Architecture, FinetuneConfig, parse_arguments, require
 from scribbleseg.device import autocast_dtype, pick_device, prepare_cpu
 from scribbleseg.loops.segment import train_step
 from scribbleseg.loops.state import init_state
@@ -54,6 +54,15 @@ class Table:
     """Seconds that a message takes from node to node."""
     steps: int = 3
     """Steps that are timed on this machine, at 4 images of 128 pixels; 0: none."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.recipe in RECIPES, "recipe", self.recipe, " or ".join(RECIPES))
+        require(self.steps >= 0, "steps", self.steps, "0 or more")
+        require(min(self.gpus) >= 1, "gpus", self.gpus, "1 or more each")
+        require(min(self.gbit) > 0, "gbit", self.gbit, "more than 0 each")
+        for key in ("batch_size", "tflops"):
+            require(getattr(self, key) > 0, key, getattr(self, key), "more than 0")
 
 
 def all_reduce_seconds(num_bytes: float, num_nodes: int, gbit: float, latency: float) -> float:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measure import settings_of
 from scribbleseg.cli import exit_status
 from scribbleseg.config import FinetuneConfig, override, parse_arguments, to_yaml
 from scribbleseg.datasets.scenes import list_scenes
@@ -221,7 +222,7 @@ def settle(bench: Scaling, workers: int) -> FinetuneConfig:
             "train.epochs": bench.epochs,
             "train.validate_every": bench.epochs,
         }
-        | dict(change.split("=", 1) for change in bench.changes),
+        | settings_of(bench.changes),
     )
 
 

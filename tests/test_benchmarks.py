@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,28 @@ def test_those_of_speed_run(name: str, words: list[str], tmp_path: Path):
     assert len(lines) >= 3
     assert all(seconds > 0 for line in lines for seconds in line["seconds"])
     assert out.with_suffix(".md").read_text().startswith("| ")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("scaling_table", ["--recipe", "foo"]),
+        ("scaling_table", ["--gpus", "0"]),
+        ("interaction", ["--strokes", "4"]),
+        ("ray_share", ["--root", "DATA", "--changes", "foo"]),
+    ],
+)
+def test_settings_out_of_range_are_named_before_anything_is_measured(
+    name: str,
+    words: list[str],
+    tiny_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    from scribbleseg.cli import exit_status
+
+    words = [str(tiny_data) if word == "DATA" else word for word in words]
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    assert exit_status(import_module(f"benchmarks.{name}").main) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and f"{words[-2].strip('-')} is" in said
