@@ -404,7 +404,7 @@ class TrainConfig:
         """Check the ranges."""
         for key in ("epochs", "batch_size", "accumulate", "validate_every", "keep"):
             require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "1 or more")
-        require(self.seed >= 0, "train.seed", self.seed, "0 or more")
+        require(0 <= self.seed < 2**63, "train.seed", self.seed, "0 to 2^63 - 1")
         require(
             not (self.recompute and self.compile),
             "train.recompute",
@@ -815,7 +815,10 @@ def from_yaml(config: ConfigT, path: Path) -> ConfigT:
     changes = {
         key: value for key, value in flatten(tree).items() if not (value is None and key in groups)
     }
-    return override(config, changes)
+    try:
+        return override(config, changes)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def config_hash(config: Any) -> str:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from scribbleseg.checkpoint import list_broken, read_model, transfer
-from scribbleseg.config import DataConfig, FinetuneConfig, Looker, StrokesConfig, require
+from scribbleseg.config import FinetuneConfig, Looker, StrokesConfig, require
 from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
@@ -28,8 +28,8 @@ from scribbleseg.datasets.scenes import (
     Scene,
     ScenePaths,
     encode_png,
+    is_predicted,
     list_files,
-    png_software,
     read_scene,
 )
 from scribbleseg.datasets.transforms import normalise, to_network
@@ -43,7 +43,6 @@ from scribbleseg.runs import find_checkpoint
 logger = logging.getLogger(__name__)
 
 # Stands in the masks: those of anybody else are never replaced.
-SOFTWARE = "scribbleseg"
 # The coarsest stride of the deepest network (model.depth 6): divisible by every level's stride.
 STRIDE = 32
 # Probabilities that follow edges reach 0 and 1, whose logits are infinite: these are the last ones.
@@ -125,9 +124,8 @@ def _look(
     long_side: int,
 ) -> Float32[Tensor, "b h2 w2"]:
     """Return the logits at the network's scale, with this longer side."""
-    data = replace(config.data, long_side=long_side)
     inputs = [
-        network_inputs(image, strokes, data=data, strokes=config.strokes, device=device)
+        network_inputs(image, strokes, long_side, config.strokes, device)
         for image, strokes in zip(images, scribbles, strict=True)
     ]
     seen, drawn = (torch.cat(each) for each in zip(*inputs, strict=True))
@@ -160,16 +158,15 @@ def _resize(logits: Float32[Tensor, "b h w"], size: Sequence[int]) -> Float32[Te
 def network_inputs(
     image: UInt8[np.ndarray, "h w 3"],
     scribbles: UInt8[np.ndarray, "h w"],
-    *,
-    data: DataConfig,
+    long_side: int,
     strokes: StrokesConfig,
     device: torch.device,
 ) -> tuple[Float32[Tensor, "1 3 h2 w2"], Float32[Tensor, "1 2 h2 w2"]]:
-    """Return the normalised image and the encoded strokes in [0, 1], at the network's scale."""
+    """Return the normalised image and the encoded strokes in [0, 1], with this longer side."""
     pixels, channels = to_network(
         image,
         scribbles,
-        long_side=data.long_side,
+        long_side=long_side,
         encoding=strokes.encoding,
         radius=strokes.radius,
     )
@@ -434,13 +431,13 @@ def answer(
 
 def mask_png(mask: UInt8[np.ndarray, "h w"]) -> bytes:
     """Return a mask as a PNG, indexed, that tells what made it."""
-    return encode_png(mask, palette=True, software=SOFTWARE)
+    return encode_png(mask, palette=True, predicted=True)
 
 
 def probabilities_png(logits: Float[Tensor, "h w"]) -> bytes:
     """Return 255 x the probability of "object", rounded, as a grey PNG that tells what made it."""
     grey = (logits.sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
-    return encode_png(grey, software=SOFTWARE)
+    return encode_png(grey, predicted=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -521,7 +518,7 @@ def predict_folder(
 def _require_own(out: Path, scenes: list[ScenePaths]) -> None:
     """Raise an `InputError` where masks would be replaced that may be the work of a hand."""
     there = [path for scene in scenes if (path := out / f"{scene.stem}.png").is_file()]
-    others = [path for path in there if png_software(path) != SOFTWARE]
+    others = [path for path in there if not is_predicted(path)]
     if others:
         raise InputError(
             f"{others[0]}: {len(others)} file(s) in this folder were not made by scribbleseg, or "

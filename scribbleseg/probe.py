@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor, nn
 
-from scribbleseg.config import DataConfig, ProbeConfig, StrokesConfig
+from scribbleseg.config import ProbeConfig, StrokesConfig
 from scribbleseg.datasets.scenes import Scene, ScenePaths, list_scenes
 from scribbleseg.errors import InputError
 from scribbleseg.metrics import confusion
@@ -195,9 +195,9 @@ def _inputs(
     image, strokes = network_inputs(
         scene.image,
         scene.scribbles,
-        data=DataConfig(long_side=config.long_side),
-        strokes=StrokesConfig(encoding="raw"),
-        device=torch.device(device),
+        config.long_side,
+        StrokesConfig(encoding="raw"),
+        torch.device(device),
     )
     height, width = image.shape[-2:]
     return *pad(image, strokes), (height, width)

@@ -43,6 +43,7 @@ def test_what_is_left_out_keeps_its_value(tmp_path):
         ({"model.architecture": "resnet"}, ["resnet", "attention_resunet"]),
         ({"model.width": 12}, ["model.width is 12", "multiple of 8"]),
         ({"data.crop_size": 100}, ["data.crop_size is 100", "multiple of 32"]),
+        ({"train.seed": 2**63}, ["train.seed is", "0 to 2^63 - 1"]),
         ({"data.fold": 5}, ["data.fold is 5", "0 to 4"]),
         ({"data.val_split": "test"}, ["data.val_split", "--data.fold None"]),
         ({"loss.dice": 0, "loss.bce": 0}, ["loss.bce is 0"]),
@@ -76,6 +77,12 @@ def test_unreadable_yaml_is_named(tmp_path):
         path.write_text(content)
         with pytest.raises(InputError, match="settings.yaml"):
             from_yaml(FinetuneConfig(), path)
+
+
+def test_a_bad_setting_of_a_file_is_named_with_the_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("strokes:\n  width: 3\n")
+    with pytest.raises(InputError, match=r"a\.yaml: .*--strokes\.width"):
+        from_yaml(FinetuneConfig(), tmp_path / "a.yaml")
 
 
 def test_a_group_that_is_empty_changes_nothing(tmp_path):

@@ -180,6 +180,12 @@ def test_looks_at_several_scales_are_averaged_on_the_finest_grid():
     torch.testing.assert_close(both, (small + large) / 2)
 
 
+def test_a_look_may_be_smaller_than_a_network_is_trained_at():
+    model = RedAsLogits()
+    logits_of(model, noise(96, 128), blank(96, 128), long_side=64, scales=(0.25, 1.0))
+    assert [tuple(seen[0].shape[-2:]) for seen in model.seen] == [(32, 32), (64, 64)]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_model_runs_in_evaluation_mode_and_returns_to_its_own(training: bool):
     model = RedAsLogits().train(training)

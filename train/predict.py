@@ -98,7 +98,12 @@ def main(arguments: Sequence[str]) -> None:
     folders, target = job.folders, job.folders.target
     read = {place.rstrip("/") for place in (folders.images, folders.scribbles)}
     out = folders.out.rstrip("/")
-    if len(read) < 2 or read & {out, f"{out}/probabilities"}:
+    if len(read) < 2:
+        raise InputError(
+            f"images and scribbles are both {job.images}; expected two folders: the photographs, "
+            "and the strokes drawn on them"
+        )
+    if read & {out, f"{out}/probabilities"}:
         raise InputError(f"{job.out}: the masks would replace what is read; give another --out")
     predictor = load_as_asked(job, device="cpu")
     work = list_work(folders, job.probabilities)

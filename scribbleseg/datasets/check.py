@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from scribbleseg.datasets.files import IMAGE_SUFFIXES, write_picture
+from scribbleseg.datasets.files import DECODE_ERRORS, IMAGE_SUFFIXES, write_picture
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
@@ -256,8 +256,12 @@ def _is_turned(image: Path | None) -> bool:
     """
     if image is None:
         return False
-    with Image.open(image) as picture:
-        return picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
+    try:
+        with Image.open(image) as picture:
+            return picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
+    except DECODE_ERRORS:
+        # Nor do viewers know how to turn it.
+        return False
 
 
 def _require_place(out: Path, root: Path) -> None:

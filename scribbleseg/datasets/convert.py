@@ -28,6 +28,7 @@ from scribbleseg.datasets.scenes import (
     OBJECT,
     UNLABELLED,
     ScenePaths,
+    is_predicted,
     label_values,
     list_scenes,
     list_splits,
@@ -364,7 +365,8 @@ def _convert_scene(
             recoded = recode(labels)
         except ValueError as error:
             raise InputError(f"{path}: {error}; give --strokes all that they hold") from None
-        if path == paths.ground_truth and mask_coding.lowest == OBJECT == mask_coding.highest:
+        coded = mask_coding.lowest == OBJECT == mask_coding.highest
+        if path == paths.ground_truth and coded and not is_predicted(path):
             _require_object(path, recoded)
         if not np.array_equal(recoded, labels):
             values = f"values {_join(label_values(labels))} -> {_join(label_values(recoded))}"

@@ -18,9 +18,11 @@ from scribbleseg.errors import InputError
 from scribbleseg.manifest import make_folder
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# More than this Pillow takes for an attack.
+MAX_MEGAPIXELS = 178
 
 # Pillow's decoders meet damaged files with all of these.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -80,7 +82,11 @@ def open_picture(path: File, formats: tuple[str, ...]) -> Generator[Image.Image]
         with path.open("rb") as file:
             picture = Image.open(file, formats=formats)
             picture.load()
-    except _DECODE_ERRORS as error:
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{path}: found more than {MAX_MEGAPIXELS} megapixels, expected no more; scale it down"
+        ) from None
+    except DECODE_ERRORS as error:
         kind = NotAPictureError if isinstance(error, UnidentifiedImageError) else InputError
         expected = " or ".join(formats)
         raise kind(
@@ -103,7 +109,7 @@ def require_pixels(path: File, most: int) -> None:
             too_many = width * height > most
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         found, too_many = reason(error), True
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return
     if too_many:
         raise TooManyPixelsError(

@@ -198,11 +198,12 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
 
     Raises:
         InputError: unreadable, more than one distinct channel, values other than 0, 1 and 255, or
-            255 without any 1, which is the 0/255 coding: there 255 means object.
+            255 without any 1, which is the 0/255 coding: there 255 means object. (A mask that
+            scribbleseg predicted is not coded so: there was no object that it was sure of.)
     """
     mask = _read_labels(path)
     values = _require_contract_values(path, mask, "0 background, 1 object, 255 ignore")
-    if UNLABELLED in values and OBJECT not in values:
+    if UNLABELLED in values and OBJECT not in values and not is_predicted(path):
         raise _unfit(path, f"values {_join(values)}", "object pixels coded 1 (255 means ignore)")
     return mask
 
@@ -267,23 +268,23 @@ def write_png(path: Path, array: UInt8[np.ndarray, "h w *c"], *, palette: bool =
 
 
 def encode_png(
-    array: UInt8[np.ndarray, "h w *c"], *, palette: bool = False, software: str | None = None
+    array: UInt8[np.ndarray, "h w *c"], *, palette: bool = False, predicted: bool = False
 ) -> bytes:
-    """Return the bytes of the file that `write_png` writes, with the name of what made it in it."""
+    """Return the bytes of the file that `write_png` writes; a predicted one says who made it."""
     file, notes = io.BytesIO(), PngInfo()
-    if software is not None:
-        notes.add_text(_SOFTWARE, software)
+    if predicted:
+        notes.add_text(_SOFTWARE, "scribbleseg")
     _picture(array, palette).save(file, format="PNG", pnginfo=notes)
     return file.getvalue()
 
 
-def png_software(path: Path) -> str | None:
-    """Return the name of what made a PNG, if the file tells."""
+def is_predicted(path: Path) -> bool:
+    """Say whether a PNG is a mask of scribbleseg's making: the file tells."""
     try:
         with Image.open(path, formats=("PNG",)) as picture:
-            return picture.info.get(_SOFTWARE)
+            return picture.info.get(_SOFTWARE) == "scribbleseg"
     except (OSError, ValueError):
-        return None
+        return False
 
 
 def _picture(array: UInt8[np.ndarray, "h w *c"], palette: bool) -> Image.Image:

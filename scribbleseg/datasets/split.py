@@ -40,6 +40,7 @@ def split(
         InputError: the split cannot be listed, a setting is out of range, or `out` exists.
     """
     require(seed >= 0, "seed", seed, "0 or more")
+    require(num_folds >= 2, "folds", num_folds, "2 or more")
     stems = [paths.stem for paths in list_scenes(root, name, need_masks=False)]
     lists = {f"fold{fold}.txt": fold_stems(stems, fold, num_folds)[1] for fold in range(num_folds)}
     if holdout:

@@ -22,7 +22,7 @@ UNLABELLED = 255
 # A step of one pixel across the sharpest edge is as long as this many on even ground.
 EDGE_LENGTH = 200.0
 # Discs up to this radius are faster to dilate by than distances are to find (20 times at 3).
-SMALL_DISC = 10
+SMALL_DISC = 14
 
 
 def survive_radius(scale: float) -> int:
@@ -58,9 +58,8 @@ def dilate(scribbles: UInt8[np.ndarray, "h w"], radius: int) -> UInt8[np.ndarray
     """
     if radius == 0:
         return scribbles.copy()
-    disc = _disc(radius)
-    near_object = cv2.dilate((scribbles == OBJECT).view(np.uint8), disc).view(bool)
-    near_background = cv2.dilate((scribbles == BACKGROUND).view(np.uint8), disc).view(bool)
+    near_object = _near(scribbles == OBJECT, radius)
+    near_background = _near(scribbles == BACKGROUND, radius)
     grown = scribbles.copy()
     unlabelled = scribbles == UNLABELLED
     grown[unlabelled & near_object & ~near_background] = OBJECT
@@ -100,15 +99,19 @@ def _encode_one(
     """Encode the strokes of one kind."""
     if encoding == "raw" or not stroke.any():
         return stroke.view(np.uint8) * np.uint8(255)
-    if encoding == "disc" and radius <= SMALL_DISC:
-        return cv2.dilate(stroke.view(np.uint8), _disc(radius)) * np.uint8(255)
-    distance = _distance_to(stroke)
-    match encoding:
-        case "disc":
-            # Distances are square roots of integers in float32; the slack absorbs their rounding.
-            return (distance <= radius + 1e-3).view(np.uint8) * np.uint8(255)
-        case "distance":
-            return _ramp(distance, radius)
+    if encoding == "disc":
+        return _near(stroke, radius).view(np.uint8) * np.uint8(255)
+    return _ramp(_distance_to(stroke), radius)
+
+
+def _near(stroke: Bool[np.ndarray, "h w"], radius: int) -> Bool[np.ndarray, "h w"]:
+    """Return which pixels lie within `radius` of a stroke pixel."""
+    if not stroke.any():
+        return stroke
+    if radius <= SMALL_DISC:
+        return cv2.dilate(stroke.view(np.uint8), _disc(radius)).view(bool)
+    # Distances are square roots of integers in float32; the slack absorbs their rounding.
+    return _distance_to(stroke) <= radius + 1e-3
 
 
 def _ramp(distance: Float[np.ndarray, "h w"], radius: int) -> UInt8[np.ndarray, "h w"]:

@@ -71,6 +71,13 @@ def test_photographs_that_viewers_turn_are_told_of(tiny_root: Path):
     assert odd.sample == "train/a" and report.errors == ()
 
 
+def test_a_damaged_note_of_how_to_turn_is_no_error(tiny_root: Path):
+    path = tiny_root / "train" / "images" / "a.png"
+    with Image.open(path) as picture:
+        picture.save(path, exif=b"Exif\0\0GARBAGEGARBAGE")
+    assert check(tiny_root).errors == ()
+
+
 def test_every_error_is_collected(tiny_root: Path):
     folder = tiny_root / "train"
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from scribbleseg.datasets.check import check
 from scribbleseg.datasets.convert import convert
-from scribbleseg.datasets.scenes import list_scenes, read_scene
+from scribbleseg.datasets.scenes import encode_png, list_scenes, read_scene
 from scribbleseg.errors import InputError
 
 
@@ -134,6 +134,15 @@ def test_masks_of_two_codings_in_one_folder_are_not_mended_by_half(tiny_root: Pa
     convert(tiny_root, tmp_path / "out", masks=(1, 255))
     mended = np.array(Image.open(tmp_path / "out" / "train" / "ground_truth" / "a.png"))
     assert set(np.unique(mended)) == {0, 1}
+
+
+def test_a_predicted_mask_that_is_sure_of_no_object_stays_as_it_is(tiny_root: Path, tmp_path: Path):
+    path = tiny_root / "train" / "ground_truth" / "a.png"
+    mask = np.array(Image.open(path)) * 255
+    path.write_bytes(encode_png(mask, predicted=True))
+    convert(tiny_root, tmp_path / "out")
+    copied = np.array(Image.open(tmp_path / "out" / "train" / "ground_truth" / "a.png"))
+    np.testing.assert_array_equal(copied, mask)
 
 
 def test_options_that_do_not_fit(tiny_root: Path, tmp_path: Path):

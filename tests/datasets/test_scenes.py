@@ -251,6 +251,20 @@ def test_a_mask_of_0_and_255_is_refused_but_such_strokes_are_not(tmp_path: Path)
     assert label_values(read_scribbles(path)) == [0, 255]
 
 
+def test_a_predicted_mask_may_be_sure_of_no_object(tmp_path: Path):
+    mask = np.array([[0, 255]] * 4, np.uint8)
+    (tmp_path / "a.png").write_bytes(encode_png(mask, palette=True, predicted=True))
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), mask)
+
+
+def test_a_picture_that_pillow_will_not_open_is_told_by_its_size(tmp_path: Path, monkeypatch):
+    path = save(tmp_path / "a.png", np.zeros((64, 64), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError) as caught:
+        read_image(path)
+    one_line(caught, "a.png", "megapixels", "scale it down")
+
+
 def test_a_bilevel_mask_is_0_and_1(tmp_path: Path):
     mask = np.eye(8, dtype=np.uint8)
     path = save(tmp_path / "a.png", mask * 255, "1")

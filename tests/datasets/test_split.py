@@ -58,3 +58,9 @@ def test_the_lists_are_the_benchmarks(benchmark: Path):
 def test_a_seed_below_0_is_refused(tiny_root: Path, tmp_path: Path):
     with pytest.raises(InputError, match="seed is -1; expected 0 or more"):
         split(tiny_root, "train", 3, tmp_path / "lists", holdout=0.3, seed=-1)
+
+
+def test_fewer_than_two_folds_are_refused(tiny_root: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="folds is 0; expected 2 or more"):
+        split(tiny_root, "train", 0, tmp_path / "lists")
+    assert not (tmp_path / "lists").exists()

@@ -9,6 +9,7 @@ from scipy.sparse.csgraph import dijkstra
 from scribbleseg.scribbles.encode import (
     BACKGROUND,
     OBJECT,
+    SMALL_DISC,
     UNLABELLED,
     dilate,
     encode,
@@ -38,7 +39,7 @@ def distance_to(scribbles: np.ndarray, label: int) -> np.ndarray:
     return distance
 
 
-@pytest.mark.parametrize("radius", [0, 1, 2, 5])
+@pytest.mark.parametrize("radius", [0, 1, 2, 5, SMALL_DISC + 1])
 def test_dilate_grows_by_a_disc_and_leaves_contested_pixels(radius: int) -> None:
     scribbles = sparse_strokes(radius)
     near_object = distance_to(scribbles, OBJECT) <= radius + 1e-9

@@ -151,6 +151,9 @@ def test_what_would_mix_or_replace_is_refused_before_anything_is_written(
     strokes = tmp_path / "other" / "probabilities"
     with pytest.raises(InputError, match="another --out"):
         main([*arguments(checkpoint, split, strokes.parent), f"--scribbles={strokes}"])
+    with pytest.raises(InputError, match="images and scribbles are both"):
+        photographs = split / "images"
+        main([*arguments(checkpoint, split, tmp_path / "out"), f"--scribbles={photographs}"])
     with pytest.raises(InputError, match="nowhere/images"):
         main(arguments(checkpoint, tmp_path / "nowhere", tmp_path / "out"))
     latin = shutil.copytree(split, tmp_path / "latin")
