@@ -39,7 +39,7 @@ Method = Callable[[Image, Labels], Labels]
 
 NUM_GRABCUT_ROUNDS = 5
 NUM_NEIGHBOURS = 11
-# Random walker takes ten times as long at full size.
+# Random walker takes some seven times as long at full size.
 WALKER_SCALE = 0.5
 WALKER_BETA = 130.0
 

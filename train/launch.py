@@ -456,8 +456,10 @@ def choose_run(
     """Return the name and the folder of the run to start or to continue.
 
     Raises:
-        InputError: the folder holds a run of another configuration.
+        InputError: the folder holds a run of another configuration, or is none.
     """
+    if "://" not in storage and Path(storage).is_file():
+        raise InputError(f"{storage}: is a file, expected a folder; choose another --storage")
     wanted = first = name or f"{recipe}-{config_hash(config)}"
     run = RunFolder.at(storage, wanted)
     if fresh:

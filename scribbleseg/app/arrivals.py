@@ -23,8 +23,9 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 def made_fit(file: FileBytes) -> tuple[str, bytes]:
     """Return the suffix and the content under which a photograph is kept.
 
-    It stays as it is where it keeps the data contract. One that a camera held sideways, a WebP and
-    a transparent picture (on white) become upright PNGs.
+    It stays as it is where it keeps the data contract, also with a phone's second picture behind
+    it. One that a camera held sideways, a WebP and a transparent picture (on white) become upright
+    PNGs.
 
     Raises:
         TooManyPixelsError: it has more than `MAX_PIXELS`, by its header.
@@ -36,7 +37,7 @@ def made_fit(file: FileBytes) -> tuple[str, bytes]:
             found = "16 bits per channel" if picture.mode in _MODES else f"{picture.mode} pixels"
             raise InputError(f"{file}: found {found}, expected 8-bit RGB; export it so")
         turned = _is_turned(picture)
-        if picture.format == "JPEG" and not turned:
+        if picture.format in ("JPEG", "MPO") and not turned:
             return ".jpg", file.content
         if picture.format == "PNG" and not turned and not has_alpha(picture):
             return ".png", file.content

@@ -166,8 +166,8 @@ class Sheets:
             if earlier not in past:
                 raise Refusal(
                     HTTPStatus.GONE,
-                    f"{stem}: the server was started anew since those strokes, and no longer knows "
-                    "them; what is on the page is what is saved",
+                    f"{stem}: those strokes are no longer known, because {_STEPS} came after "
+                    "them or the server was started anew; what is on the page is what is saved",
                 )
             self.folder.write_strokes_file(stem, past[earlier])
             return self._keep(self._with_strokes(sheet))

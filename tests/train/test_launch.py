@@ -120,6 +120,8 @@ def test_more_workers_than_images_of_a_batch_are_refused_before_any_is_started(t
 
 def test_the_same_settings_find_the_same_run_and_others_are_refused(tmp_path):
     config, storage = FinetuneConfig(), str(tmp_path)
+    with pytest.raises(InputError, match="is a file, expected a folder; .* --storage"):
+        choose_run(config, __file__, recipe="cpu", name=None, fresh=False)
     name, run = choose_run(config, storage, recipe="cpu", name=None, fresh=False)
     assert name.startswith("cpu-") and not run.exists()
     run.write_json("run.json", {"config": to_dict(config), "finished": True})
