@@ -242,7 +242,7 @@ class Folder:
         if not done or (whole and len(done) == len(pictures) + len(self.hidden())):
             return self.split, done
         there = Folder(root=self.root, split=ACCEPTED)
-        mark = self.root / ACCEPTED / MARK
+        mark = self._inside(self.root / ACCEPTED / MARK)
         if not mark.is_file() and mark.parent.is_dir() and any(mark.parent.iterdir()):
             raise Refusal(
                 HTTPStatus.CONFLICT,

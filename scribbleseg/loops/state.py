@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scribbleseg import checkpoint as checkpoints
-from scribbleseg.config import FinetuneConfig, OptimConfig, flatten, to_dict
+from scribbleseg.config import FinetuneConfig, OptimConfig, to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.loops.steps import Progress
 from scribbleseg.models import SegmentationModel, build_model, encoder_settings
@@ -115,17 +115,18 @@ def hand_over(model: SegmentationModel, config: FinetuneConfig, folder: Path) ->
             "would spread; choose another checkpoint, or pull this one again from its run"
         )
     if isinstance(found.config, FinetuneConfig):
-        theirs, ours = flatten(to_dict(found.config.model)), flatten(to_dict(config.model))
-        differing = {f"model.{key}": theirs[key] for key in ours if theirs[key] != ours[key]}
         try:
             checkpoints.transfer(model, found.weights)
         except InputError:
+            theirs, ours = to_dict(found.config.model), to_dict(config.model)
+            differing = [key for key in ours if theirs[key] != ours[key]]
             if not differing:
                 raise
             raise InputError(
-                f"init_from is {config.init_from}: found a network of {_shown(differing)}, "
-                f"expected {_shown({key: flatten(to_dict(config))[key] for key in differing})}; "
-                "change --model to fit it"
+                f"init_from is {config.init_from}: found a network of "
+                f"{_shown({f'model.{key}': theirs[key] for key in differing})}, expected "
+                f"{_shown({f'model.{key}': ours[key] for key in differing})}; change --model to "
+                "fit it"
             ) from None
         return
     wanted, given = encoder_settings(config.model), encoder_settings(found.config.model)

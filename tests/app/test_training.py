@@ -150,3 +150,12 @@ def test_a_batch_is_not_cut_into_more_parts_than_it_has(studio, root):
     studio.finetune_command()
     found = from_yaml(FinetuneConfig(), root / "finetune.yaml").train
     assert (found.batch_size, found.accumulate) == (1, 1)
+
+
+def test_a_link_out_of_the_folder_is_not_written_through(studio, root, tmp_path):
+    accept(studio, "photo_0")
+    (tmp_path / "outside").mkdir()
+    (root / "accepted").symlink_to(tmp_path / "outside")
+    with pytest.raises(Refusal, match="leads out of"):
+        studio.finetune_command()
+    assert list((tmp_path / "outside").iterdir()) == []
