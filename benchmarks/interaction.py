@@ -36,9 +36,7 @@ class Interaction(Scored):
     checkpoints: tuple[str, ...] = ("released:best",)
     """Checkpoints, runs or released:NAME."""
     strokes: int = MOST_STROKES
-    """Most strokes per image; an image that does not get there counts as this many (at least those
-    after which the table has the IoU).
-    """
+    """Most strokes per image; an image that does not get there counts as this many (6 or more)."""
 
     def __post_init__(self) -> None:
         """Check the range."""

@@ -18,7 +18,8 @@ import tyro
 
 from scribbleseg.app.hosts import TOKEN, bracketed, is_loopback, read_token
 from scribbleseg.cli import exit_status, say
-from scribbleseg.config import Looker, parse_arguments, require
+from scribbleseg.config import Looker, parse_arguments, require, to_words
+from scribbleseg.datasets.files import MAX_MEGAPIXELS
 from scribbleseg.errors import InputError
 from train.launch import ClusterConfig, absolute, start_ray
 
@@ -67,7 +68,12 @@ class Service(Looker):
         require(size is None or size >= 1, "batch_size", size, "1 or more, or None")
         # Pillow decodes no larger one.
         most = self.max_megapixels
-        require(0 < most <= 178, "max_megapixels", most, "more than 0 and at most 178")
+        require(
+            0 < most <= MAX_MEGAPIXELS,
+            "max_megapixels",
+            most,
+            f"more than 0 and at most {MAX_MEGAPIXELS}",
+        )
         require(self.max_megabytes > 0, "max_megabytes", self.max_megabytes, "more than 0")
 
 
@@ -153,14 +159,11 @@ def app(arguments: Mapping[str, Any]) -> Any:
         InputError: A field is wrong, or SCRIBBLESEG_TOKEN is not set: the proxies of a cluster are
             often open to others.
     """
-    line: list[str] = []
-    for key, value in arguments.items():
+    settings = dict(arguments)
+    if isinstance(settings.get("scales"), str):
         # `serve run` hands over words, a configuration values.
-        if key == "scales":
-            values = value.split() if isinstance(value, str) else value
-            line += ["--scales", *map(str, values if isinstance(values, list) else [values])]
-        else:
-            line.append(f"--{key.replace('_', '-')}={value}")
+        settings["scales"] = settings["scales"].split()
+    line = to_words(Service, settings)
     service: Service = parse_arguments(Service, line, prog="serve run deploy.serve:app")
     token = read_token()
     if not token:

@@ -743,19 +743,32 @@ def override(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
     Raises:
         InputError: a key that does not exist, or a value of the wrong type or range.
     """
-    arguments: list[str] = []
+    return parse_arguments(
+        type(config),
+        to_words(type(config), changes),
+        default=config,
+        prog="settings",
+        flags_take_values=True,
+    )
+
+
+def to_words(kind: type[Any], changes: Mapping[str, Any]) -> list[str]:
+    """Return settings as they stand on a command line.
+
+    Raises:
+        InputError: a value in a list that could be taken for an option.
+    """
+    words: list[str] = []
     for key, value in changes.items():
-        if isinstance(value, list | tuple) and _is_sequence(type(config), key):
+        if isinstance(value, list | tuple) and _is_sequence(kind, key):
             items = [str(item) for item in cast(Sequence[object], value)]
             # The parser would take it for another setting, or for a call for help.
             options = [item for item in items if re.match(r"-[^\d.]", item)]
             require(not options, key, options[:1], "values that do not begin with -")
-            arguments += [f"--{key}", *items]
+            words += [f"--{key}", *items]
         else:
-            arguments.append(f"--{key}={value}")
-    return parse_arguments(
-        type(config), arguments, default=config, prog="settings", flags_take_values=True
-    )
+            words.append(f"--{key}={value}")
+    return words
 
 
 def _is_sequence(kind: Any, key: str) -> bool:

@@ -42,7 +42,6 @@ from scribbleseg.runs import find_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# Stands in the masks: those of anybody else are never replaced.
 # The coarsest stride of the deepest network (model.depth 6): divisible by every level's stride.
 STRIDE = 32
 # Probabilities that follow edges reach 0 and 1, whose logits are infinite: these are the last ones.

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from scribbleseg.cli import exit_status, say
 from scribbleseg.config import Looker, parse_arguments, require, to_dict
+from scribbleseg.datasets.files import MAX_MEGAPIXELS
 from scribbleseg.errors import InputError
 from scribbleseg.predict import Predictor, load_as_asked
 from train.launch import (
@@ -73,7 +74,12 @@ class PredictJob(Looker):
         require(0.5 <= self.sure < 1, "sure", self.sure, "a probability of 0.5 or more, below 1")
         # Pillow decodes no larger one.
         most = self.max_megapixels
-        require(0 < most <= 178, "max_megapixels", most, "more than 0 and at most 178")
+        require(
+            0 < most <= MAX_MEGAPIXELS,
+            "max_megapixels",
+            most,
+            f"more than 0 and at most {MAX_MEGAPIXELS}",
+        )
 
     @property
     def folders(self) -> Folders:

@@ -39,6 +39,8 @@ LABEL_SUFFIXES = (".png",)
 
 # A keyword of the PNG standard: "Software used to create the image".
 _SOFTWARE = "Software"
+# Stands in the masks: those of anybody else are never replaced.
+_OURS = "scribbleseg"
 # Black, orange-red and cream: 0, 1 and 255 are told apart at a glance, on masks and on strokes.
 _PALETTE = {BACKGROUND: (0, 0, 0), OBJECT: (226, 74, 51), UNLABELLED: (240, 236, 220)}
 
@@ -273,7 +275,7 @@ def encode_png(
     """Return the bytes of the file that `write_png` writes; a predicted one says who made it."""
     file, notes = io.BytesIO(), PngInfo()
     if predicted:
-        notes.add_text(_SOFTWARE, "scribbleseg")
+        notes.add_text(_SOFTWARE, _OURS)
     _picture(array, palette).save(file, format="PNG", pnginfo=notes)
     return file.getvalue()
 
@@ -282,7 +284,7 @@ def is_predicted(path: Path) -> bool:
     """Say whether a PNG is a mask of scribbleseg's making: the file tells."""
     try:
         with Image.open(path, formats=("PNG",)) as picture:
-            return picture.info.get(_SOFTWARE) == "scribbleseg"
+            return picture.info.get(_SOFTWARE) == _OURS
     except (OSError, ValueError):
         return False
 
