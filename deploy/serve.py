@@ -212,6 +212,7 @@ def build(service: Service, token: str | None) -> Any:
         scales=service.scales,
         edges=service.edges,
         threshold=service.threshold,
+        part_threshold=service.part_threshold,
     )
     return door.bind(
         masks.bind(

@@ -438,10 +438,18 @@ class PredictConfig:
     """Probability from which on a pixel is object (0.01 to 0.99); raise it for a network that finds
     too much. Logits are shifted by it, so that 0, and a written probability of 0.5, is the line.
     """
+    part_threshold: float = 0.0
+    """Probability that a part of the object which no object stroke touches must reach somewhere to
+    be kept (0 to 1; 0 keeps all, 1 none). For strokes that name every part; images without object
+    strokes keep all.
+    """
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0.01 <= self.threshold <= 0.99, "predict.threshold", self.threshold, "0.01 to 0.99")
+        require(
+            0 <= self.part_threshold <= 1, "predict.part_threshold", self.part_threshold, "0 to 1"
+        )
         require(
             0 < len(self.scales) <= 8 and all(0.25 <= scale <= 4 for scale in self.scales),
             "predict.scales",
@@ -471,6 +479,10 @@ class Looker:
     threshold: float | None = None
     """Probability from which on a pixel is object (0.01 to 0.99): lower finds more, higher less;
     None: as the checkpoint's own settings say.
+    """
+    part_threshold: float | None = None
+    """Probability that a part of the object without a stroke must reach somewhere to be kept (0 to
+    1; 0 keeps all); None: as the checkpoint's own settings say.
     """
 
 

@@ -243,6 +243,7 @@ def evaluate(
         "flip": config.predict.flip,
         "edges": config.predict.edges,
         "threshold": config.predict.threshold,
+        "part_threshold": config.predict.part_threshold,
         "scales": list(config.predict.scales),
         "honour_strokes": honour_strokes,
         "long_side": config.data.long_side,

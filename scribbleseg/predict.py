@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,7 @@ from scribbleseg.errors import InputError
 from scribbleseg.manifest import make_folder, write_bytes
 from scribbleseg.models import build_model
 from scribbleseg.runs import find_checkpoint
+from scribbleseg.scribbles.encode import OBJECT
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +112,39 @@ def predict_batch(
                 torch.from_numpy(follow_edges(each.sigmoid().cpu().numpy(), image))
                 for each, image in zip(logits, images, strict=True)
             ]
-            return torch.stack(found).to(device).logit(eps=SURE)
-        return _resize(logits, images[0].shape[:2])
+            logits = torch.stack(found).to(device).logit(eps=SURE)
+        logits = _resize(logits, images[0].shape[:2])
+        least = log_odds(config.predict.part_threshold) - log_odds(config.predict.threshold)
+        if least > 0:
+            logits = torch.stack(
+                [
+                    drop_parts(each, strokes, least)
+                    for each, strokes in zip(logits, scribbles, strict=True)
+                ]
+            )
+        return logits
+
+
+def drop_parts(
+    logits: Float32[Tensor, "h w"], strokes: UInt8[np.ndarray, "h w"], least: float
+) -> Float32[Tensor, "h w"]:
+    """Return the logits with those parts of the object below 0 that nothing speaks for.
+
+    A part is a connected area, diagonals included, of logits above 0 and of object strokes. It
+    stays if a stroke lies in it, or a logit of `least` or more. Of the others, what was above 0 is
+    as far below, but no lower than -1: background, and not surely so (a probability of 0.73), which
+    `sure` may ask for. Without object strokes all parts stay.
+    """
+    drawn = strokes == OBJECT
+    if not drawn.any():
+        return logits
+    found = logits.cpu().numpy()
+    above = found > 0
+    number, parts = cv2.connectedComponents((above | drawn).astype(np.uint8))
+    stays = np.zeros(number, dtype=bool)
+    stays[parts[drawn | (found >= least)]] = True
+    dropped = torch.from_numpy(above & ~stays[parts]).to(logits.device)
+    return torch.where(dropped, -logits.clamp(max=1.0), logits)
 
 
 def _look(
@@ -142,7 +175,9 @@ def _look(
 
 
 def log_odds(probability: float) -> float:
-    """Return the logit of a probability in (0, 1)."""
+    """Return the logit of a probability in [0, 1]: infinite at its ends."""
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
     return math.log(probability / (1 - probability))
 
 
@@ -324,6 +359,7 @@ def load(
     scales: tuple[float, ...] | None = None,
     edges: bool | None = None,
     threshold: float | None = None,
+    part_threshold: float | None = None,
 ) -> Predictor:
     """Load a trained network, ready to predict.
 
@@ -338,6 +374,8 @@ def load(
         edges: Follow the image's own edges; None: as the checkpoint's own settings say.
         threshold: Probability from which on a pixel is object, 0.01 to 0.99; None: as the
             checkpoint's own settings say.
+        part_threshold: Probability that a part of the object without a stroke must reach somewhere
+            to be kept, 0 to 1; None: as the checkpoint's own settings say.
 
     Raises:
         InputError: Not a whole checkpoint, one of another format, no such device, or scales or
@@ -369,6 +407,7 @@ def load(
         scales=own.scales if scales is None else scales,
         edges=own.edges if edges is None else edges,
         threshold=own.threshold if threshold is None else threshold,
+        part_threshold=own.part_threshold if part_threshold is None else part_threshold,
     )
     return Predictor(
         config=replace(found.config, predict=chosen),
@@ -388,6 +427,7 @@ def load_as_asked(command: Looker, *, device: str | None = None) -> Predictor:
         scales=command.scales,
         edges=command.edges,
         threshold=command.threshold,
+        part_threshold=command.part_threshold,
     )
 
 

@@ -119,6 +119,7 @@ def test_files_say_what_was_returned(predictor: Predictor, root: Path, tmp_path:
     assert summary["settings"]["flip"] is True
     assert summary["settings"]["edges"] is False
     assert summary["settings"]["threshold"] == 0.5
+    assert summary["settings"]["part_threshold"] == 0.0
     masks = sorted((out / "masks").iterdir())
     assert [path.stem for path in masks] == STEMS
     assert set(np.unique(Image.open(masks[0]))) == {0, 1}

@@ -22,6 +22,7 @@ from scribbleseg.models import build_model
 from scribbleseg.predict import (
     Predictor,
     check_arrays,
+    drop_parts,
     load,
     predict_folder,
     predict_logits,
@@ -145,6 +146,66 @@ def test_a_threshold_is_asked_for_or_the_checkpoints_own(checkpoint: Path):
     assert load(checkpoint, device="cpu", threshold=0.7).config.predict.threshold == 0.7
     with pytest.raises(InputError, match=r"predict.threshold is 1.0; expected 0.01 to 0.99"):
         load(checkpoint, device="cpu", threshold=1.0)
+
+
+def test_parts_that_nothing_speaks_for_are_dropped():
+    """Two parts under strokes, one sure of itself, one that is neither, and one met diagonally."""
+    logits = torch.full((9, 20), -1.0)
+    logits[1:4, 1:4] = 2.0  # a stroke in it
+    logits[4, 4] = 2.0  # touches it by a corner
+    logits[1:4, 7:10] = 2.0  # nothing in it
+    logits[1:4, 12:15] = 2.0
+    logits[2, 13] = 5.0  # sure of itself
+    logits[6:8, 7:10] = 2.0
+    strokes = blank(9, 20)
+    strokes[2, 2] = 1
+    strokes[6, 11:13] = 1  # ends one pixel before a part: no part of it
+    strokes[2, 8] = 0
+    dropped = torch.zeros(9, 20, dtype=torch.bool)
+    dropped[1:4, 7:10] = True
+    dropped[6:8, 7:10] = True
+    found = drop_parts(logits, strokes, 4.0)
+    assert torch.equal(found[~dropped], logits[~dropped])
+    # Background, but a mask for training that wants 0.75 leaves it out.
+    assert (found[dropped] == -1).all()
+    assert (to_mask(found, blank(9, 20), honour_strokes=True, sure=0.75)[dropped] == 255).all()
+    strokes[6, 10] = 1  # and now beside it: one part
+    dropped[6:8, 7:10] = False
+    assert torch.equal(drop_parts(logits, strokes, 4.0) < 0, (logits < 0) | dropped)
+    strokes[strokes == 1] = 255
+    assert torch.equal(drop_parts(logits, strokes, 4.0), logits)
+
+
+@pytest.mark.parametrize("edges", [False, True])
+def test_part_thresholds_are_probabilities_of_the_network(edges: bool):
+    """Its red is its logit: an area with a stroke, and one without, of 0.65."""
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[8:56, 8:40, 0], image[8:56, 56:88, 0] = 200, 160
+    strokes = blank(64, 96)
+    strokes[30, 10:30] = 1
+    logit = float(normalise(torch.tensor([[[[160]], [[0]], [[0]]]], dtype=torch.uint8))[0, 0, 0, 0])
+    own = float(1 / (1 + np.exp(-logit)))
+    for off, kept in ((-0.02, True), (0.02, False)):
+        found = logits_of(
+            RedAsLogits(),
+            image,
+            strokes,
+            96,
+            threshold=0.6,
+            part_threshold=own + off,
+            edges=edges,
+        )
+        assert bool((found[20:44, 64:80] > 0).all()) is kept
+        assert bool((found[20:44, 64:80] > 0).any()) is kept
+        assert (found[20:44, 16:32] > 0).all()
+
+
+def test_a_part_threshold_is_asked_for_or_the_checkpoints_own(checkpoint: Path):
+    assert load(checkpoint, device="cpu").config.predict.part_threshold == 0.0
+    asked = load(checkpoint, device="cpu", part_threshold=1.0)
+    assert asked.config.predict.part_threshold == 1.0
+    with pytest.raises(InputError, match=r"predict.part_threshold is -0.5; expected 0 to 1"):
+        load(checkpoint, device="cpu", part_threshold=-0.5)
 
 
 def test_scales_are_asked_for_or_the_checkpoints_own(checkpoint: Path):

@@ -140,6 +140,7 @@ def write_evaluation_page(predictor: Predictor, evaluation: Evaluation, out: Pat
             + f" --flip {settings['flip']} --edges {settings['edges']}"
             + f" --scales {' '.join(f'{scale:g}' for scale in settings['scales'])}"
             + f" --threshold {settings['threshold']:g}"
+            + f" --part-threshold {settings['part_threshold']:g}"
             + ("" if settings["honour_strokes"] else " --no-honour-strokes")
         ],
     )

@@ -64,6 +64,8 @@ def how_scored(evaluation: Evaluation) -> str:
     how += ", along the image's own edges" if settings["edges"] else ""
     line = settings["threshold"]
     how += f", object from a probability of {line:g} on" if line != 0.5 else ""
+    least = settings["part_threshold"]
+    how += f", parts without a stroke from {least:g} on" if least > line else ""
     return (
         f"{len(evaluation.rows)} images of {evaluation.part}, each at its own size{how}; "
         f"pixels under a stroke {strokes} its label. Intervals are bootstrapped over images; "

@@ -137,6 +137,7 @@ def test_evaluation_has_a_page_of_its_own(predictor: Predictor, root: Path, tmp_
     assert page.tags.count("img") == 6 * 3 + 3 * 2
     assert "Training loss" not in page.text
     scored = f"--data {root} --split train --flip True --edges False --scales 1 --threshold 0.5"
+    scored += " --part-threshold 0"
     assert f"{scored} --no-honour-strokes" in page.text
 
 

@@ -34,6 +34,7 @@ def evaluation(*mious: float, fold: int | None = 0) -> Evaluation:
         "flip": False,
         "edges": False,
         "threshold": 0.5,
+        "part_threshold": 0.0,
         "honour_strokes": True,
     }
     return Evaluation(
@@ -58,6 +59,8 @@ def test_another_threshold_is_told():
     found = evaluation(0.25, 0.75)
     found.settings["threshold"] = 0.62
     assert "its own size, object from a probability of 0.62 on; pixels" in how_scored(found)
+    found.settings["part_threshold"] = 0.99
+    assert "0.62 on, parts without a stroke from 0.99 on; pixels" in how_scored(found)
 
 
 def test_runs_side_by_side_with_paired_differences():
