@@ -1,7 +1,9 @@
 # make setup | demo | test | test-all | bench | cluster-proof   (everything happens in .venv; nothing else is touched)
 PYTHON ?= python3
 BIN := .venv/bin
-# One Ray per machine is assumed by Ray's cleaner; a cluster that happens to run is left alone.
+# A cluster that the shell knows is left alone: everything here starts a Ray of its own, which listens
+# on loopback only.
+unexport RAY_ADDRESS
 export RAY_AUTH_MODE ?= disabled
 
 .PHONY: setup demo lint types test test-all ray-tests network-tests other-tests bench cluster-proof

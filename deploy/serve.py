@@ -114,9 +114,20 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _serve(asked: Serve, token: str | None, *, on_every_node: bool) -> None:
-    """Run the application until this process is told to stop; Ray is connected."""
+    """Run the application until this process is told to stop; Ray is connected.
+
+    Raises:
+        InputError: The cluster serves already.
+    """
     from ray import serve
 
+    if serve.status().proxies:
+        # It would keep its own host, which others may reach, and end with this process.
+        raise InputError(
+            "Ray Serve runs on this cluster already, at a host and port of its own; put the "
+            "service there with `serve deploy deploy/serve.yaml`, or end what runs with "
+            "`serve shutdown`"
+        )
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, frame: object) -> None:

@@ -11,6 +11,8 @@ import pyarrow.fs
 import pytest
 from PIL import Image
 
+# Tests start a Ray of their own, whatever cluster this shell knows.
+os.environ.pop("RAY_ADDRESS", None)
 BENCHMARK = Path(__file__).resolve().parents[2] / "shared" / "data" / "scribble-voc"
 
 

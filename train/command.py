@@ -1,45 +1,84 @@
 """What the commands that train have in common: recipes, run names, and the way to Ray."""
 
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import tyro
 
-from scribbleseg.config import from_yaml, parse_arguments, require_shares, to_dict, to_yaml
+from scribbleseg.checkpoint import read_model
+from scribbleseg.config import (
+    FinetuneConfig,
+    from_yaml,
+    parse_arguments,
+    require_shares,
+    to_dict,
+    to_yaml,
+)
 from scribbleseg.datasets.workers import prepare_workers
 from scribbleseg.errors import InputError
-from scribbleseg.runs import RunFolder
-from train.launch import LaunchConfig, absolute, choose_run, git_commit, launch_job, uncollected
+from scribbleseg.runs import RunFolder, find_checkpoint
+from train.launch import (
+    LaunchConfig,
+    absolute,
+    choose_run,
+    git_commit,
+    launch_job,
+    sole,
+    uncollected,
+)
 
 ConfigT = TypeVar("ConfigT")
 Recipes = Mapping[str, Callable[[], ConfigT]]
 
 
-def usage(prog: str, needs: str, purpose: str, recipes: Recipes[Any]) -> str:
+def usage(
+    prog: str,
+    needs: str,
+    purpose: str,
+    recipes: Recipes[Any],
+    others: str = "a YAML file of settings",
+) -> str:
     """Return what a command says without a recipe."""
     listed = "\n".join(
         f"  {name:8} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in recipes.items()
     )
     return (
         f"usage: {prog} RECIPE {needs} [--section.field VALUE ...]\n\n"
-        f"{purpose} RECIPE is one of\n{listed}\nor a YAML file of settings.\n\n"
+        f"{purpose} RECIPE is one of\n{listed}\nor {others}.\n\n"
         f"Every setting, with its meaning and default: {prog} RECIPE --help\n"
     )
 
 
 def base_config(recipe: str, recipes: Recipes[ConfigT], plain: ConfigT) -> tuple[str, ConfigT]:
-    """Return the name and the settings of a recipe, or of a YAML file put over `plain`."""
+    """Return the name and the settings of a recipe, or of a YAML file put over `plain`.
+
+    For fine-tuning, a trained network's too: its settings, to go on from it on other data.
+    """
     if recipe in recipes:
         return recipe, recipes[recipe]()
     if Path(recipe).suffix in (".yaml", ".yml"):
         return Path(recipe).stem, from_yaml(plain, Path(recipe))
+    if isinstance(plain, FinetuneConfig) and _is_place(recipe):
+        with tempfile.TemporaryDirectory() as scratch:
+            found = read_model(find_checkpoint(recipe, Path(scratch) / "start")).config
+        if not isinstance(found, FinetuneConfig):
+            raise InputError(
+                f"{recipe}: holds a pretrained encoder, expected a segmentation network; name a "
+                f"recipe, and the encoder by --init-from {recipe}"
+            )
+        return "further", cast(ConfigT, found.going_on(absolute(recipe)))
     raise InputError(
         f"recipe {recipe!r} is unknown; expected {', '.join(recipes)} or a .yaml file of settings"
     )
+
+
+def _is_place(recipe: str) -> bool:
+    return recipe.startswith("released:") or "://" in recipe or Path(recipe).is_dir()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +115,10 @@ def read_job(
         InputError: the command line cannot be understood.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(usage(prog, needs, purpose, recipes))
+        others = "a YAML file of settings"
+        if isinstance(plain, FinetuneConfig):
+            others += ", or a trained network to go on from: released:NAME, a run or a checkpoint"
+        sys.stdout.write(usage(prog, needs, purpose, recipes, others))
         if not arguments:
             raise InputError("RECIPE is missing; expected one of the above")
         return None
@@ -137,7 +179,7 @@ def carry_out(
     """Run a job to its end; return the place and the folder, or None where it had ended before.
 
     Raises:
-        InputError: the input is wrong, or the folder is another run's.
+        InputError: the input is wrong, or the folder is another run's, or a process trains it.
         DivergedError: the loss is no longer a number.
         RuntimeError: workers failed too often.
     """
@@ -159,5 +201,19 @@ def carry_out(
         "storage": storage,
         "name": name,
     }
-    launch_job(worker, payload, order.launch, run)
+    with sole(place):
+        launch_job(worker, payload, order.launch, run)
     return place, run
+
+
+def write_page(place: str, run: RunFolder, launch: LaunchConfig) -> None:
+    """Write the page of a run that has ended, and say where it is, if all of it is here.
+
+    Elsewhere the data need not be at hand; `scribbleseg report` makes the page there.
+    """
+    if run.local_path is None or not launch.is_local:
+        return
+    from scribbleseg.report.page import write_report
+
+    page = write_report([place], run.local_path / "report.html")
+    sys.stdout.write(f"curves and pictures: {page}\n")

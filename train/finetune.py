@@ -8,7 +8,7 @@ from scribbleseg.cli import exit_status, scoring_command
 from scribbleseg.config import FinetuneConfig
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
-from train.command import Order, carry_out, finetune_rank, read_job
+from train.command import Order, carry_out, finetune_rank, read_job, write_page
 from train.launch import absolute, absolute_data
 from train.recipes import RECIPES
 
@@ -43,12 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     if done is None:
         return
     place, run = done
-    if run.local_path is not None and launch.is_local:
-        # Elsewhere the data need not be at hand; `scribbleseg report` makes the page there.
-        from scribbleseg.report.page import write_report
-
-        page = write_report([place], run.local_path / "report.html")
-        sys.stdout.write(f"curves and pictures: {page}\n")
+    write_page(place, run, launch)
     sys.stdout.write(f"done: {place}\nevaluate it: {scoring_command(place, config.data)}\n")
 
 

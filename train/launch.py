@@ -5,10 +5,12 @@ The facts of a cluster live here and nowhere in `scribbleseg`. Ray is imported w
 """
 
 import gc
+import hashlib
 import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +18,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self, TypeVar
 
 import torch
 import tyro
+from filelock import FileLock, Timeout
 from pyarrow.fs import FileType
 
 from scribbleseg.config import DataConfig, PretrainConfig, config_hash, from_dict, require
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.runs import RunFolder
 from train.progress import Board, RemoteBoard, Watcher
+
+T = TypeVar("T")
 
 SECONDS_BETWEEN_LOOKS = 5.0
 
@@ -90,6 +95,13 @@ class ClusterConfig:
     def is_local(self) -> bool:
         """Whether Ray will be started on this machine, for this job alone."""
         return self.address is None and "RAY_ADDRESS" not in os.environ
+
+    def named(self) -> Self:
+        """Return the same wishes with the cluster's address written down.
+
+        Processes of the cluster, to which they travel, do not have the command's environment.
+        """
+        return replace(self, address=self.address or os.environ.get("RAY_ADDRESS"))
 
     @property
     def is_alone(self) -> bool:
@@ -182,6 +194,7 @@ def absolute_data(data: DataConfig) -> DataConfig:
 def start_ray(launch: ClusterConfig) -> None:
     """Connect to the cluster, or start Ray on this machine; the settings are those of ray.md."""
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         return
@@ -205,11 +218,44 @@ def start_ray(launch: ClusterConfig) -> None:
             # Nobody looks at a cluster that lasts as long as one command.
             include_dashboard=False if launch.is_local else None,
         )
-    except ConnectionError as error:
+    # What Ray says can have several lines; the first has the reason.
+    except (ConnectionError, ValueError) as error:
         raise InputError(
             f"launch.address is {launch.address!r} (RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}): "
-            f"no Ray cluster answers there ({error}); start one, or leave the address out"
+            f"no Ray cluster answers there ({_first_line(error)}); start one, or leave the address "
+            "out"
         ) from None
+    except AuthenticationError as error:
+        raise InputError(
+            f"RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE')}, and Ray finds no token that this "
+            f"cluster takes ({_first_line(error)}); `ray get-auth-token --generate` makes one, on "
+            "every machine the same"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")
+
+
+def call_remotely(
+    function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], *, cpus: float = 1
+) -> list[T]:
+    """Return what a function makes of each tuple of arguments, on workers of the cluster.
+
+    Raises:
+        InputError: the function raised it, in its own words.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    task: Any = ray.remote(function).options(num_cpus=cpus)
+    try:
+        return ray.get([task.remote(*each) for each in arguments])
+    except RayTaskError as error:
+        # Ray's own text is a traceback.
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
 
 
 def living_nodes() -> list[tuple[int, int]]:
@@ -477,6 +523,29 @@ def choose_run(
     return wanted, run
 
 
+@contextmanager
+def sole(place: str) -> Generator[None]:
+    """Keep a run or a sweep to this process of the machine: two would write over each other.
+
+    Raises:
+        InputError: another process has it.
+    """
+    digest = hashlib.sha256(place.encode()).hexdigest()[:16]
+    # Not in the folder: that may be a bucket, or not be there yet.
+    lock = FileLock(Path(tempfile.gettempdir()) / f"scribbleseg-{os.getuid()}-{digest}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{place}: another process on this machine is at work on it; wait for its end or stop "
+            "it, or choose another --name"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _tells_of(found: Any, config: Any) -> bool:
     """Say whether a record's settings are these; one of an older version lacks what came later."""
     try:
@@ -495,6 +564,8 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
+        # Installed somewhere below another project's folder, it is not of that project's commits.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from scribbleseg.cli import exit_status
 from scribbleseg.config import PretrainConfig
 from scribbleseg.datasets.pictures import list_images
-from train.command import Order, carry_out, pretrain_rank, read_job
+from train.command import Order, carry_out, pretrain_rank, read_job, write_page
 from train.launch import absolute_pretraining
 from train.recipes import PRETRAIN_RECIPES
 
@@ -37,12 +37,7 @@ def main(arguments: Sequence[str]) -> None:
         from scribbleseg.report.records import finetune_command
 
         place, run = done
-        if run.local_path is not None and launch.is_local:
-            # Elsewhere `scribbleseg report` makes the page.
-            from scribbleseg.report.page import write_report
-
-            page = write_report([place], run.local_path / "report.html")
-            sys.stdout.write(f"curves and pictures: {page}\n")
+        write_page(place, run, launch)
         command = finetune_command(place, config.model)
         sys.stdout.write(f"done: {place}\nfine-tune it: {command}\n")
 

@@ -14,6 +14,7 @@ from scribbleseg import checkpoint as checkpoints
 from scribbleseg import manifest
 from scribbleseg.config import FinetuneConfig, PretrainConfig
 from scribbleseg.distributed import rank
+from scribbleseg.errors import InputError
 from scribbleseg.loops.pretrain import PretrainState
 from scribbleseg.loops.state import TrainState
 from scribbleseg.loops.steps import Row, SaveDue
@@ -111,7 +112,12 @@ class Saver:
         return attempt(lambda: self._write(snapshot))
 
     def _write(self, snapshot: Snapshot) -> None:
-        write_checkpoint(self.run, self.config, snapshot)
+        try:
+            write_checkpoint(self.run, self.config, snapshot)
+        except InputError as error:
+            # A damaged record of the best: as an answer of rank 0 alone, it would leave the others
+            # waiting.
+            raise OSError(str(error)) from error
         self.saved_epoch = snapshot.epoch
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import ray.train
 import ray.train.torch
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 Config = FinetuneConfig | PretrainConfig
 State = TrainState | pretrain.PretrainState
+T = TypeVar("T")
 
 SECONDS_BETWEEN_POSTS = 1.0
 SKIPPED_SHOWN = 5
@@ -212,12 +213,7 @@ def train_run(
         )
     check_data(gather(job.fingerprint), run, resumed=resumed is not None)
     if resumed is not None:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = run.fetch(resumed, Path(scratch) / "resumed")
-            job.state.load_dict(checkpoints.read_trainer(folder))
-            if rank() == 0:
-                # What was killed between a checkpoint and the record of the best could not say so.
-                note_best(run, job.config, resumed, checkpoints.read_model(folder).metrics)
+        _on_all_ranks(lambda: _resume(job, run, resumed))
     epochs, history = job.config.train.epochs, job.state.progress.history
     screen = Screen(board=payload["board"], num_epochs=epochs, num_steps=job.plan.num_steps)
     screen.say(_headline(job, run, device))
@@ -241,6 +237,16 @@ def train_run(
         if job.state.progress.step == job.plan.num_steps:
             record.finish(history)
     barrier()
+
+
+def _resume(job: Assembly, run: RunFolder, epoch: int) -> None:
+    """Put a run's state back to what it was at a checkpoint."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = run.fetch(epoch, Path(scratch) / "resumed")
+        job.state.load_dict(checkpoints.read_trainer(folder))
+        if rank() == 0:
+            # What was killed between a checkpoint and the record of the best could not say so.
+            note_best(run, job.config, epoch, checkpoints.read_model(folder).metrics)
 
 
 @dataclass
@@ -268,22 +274,22 @@ def _last_checkpoint(run: RunFolder) -> int | None:
     return broadcast(epoch)
 
 
-def _on_all_ranks(assemble: Callable[[], Assembly]) -> Assembly:
-    """Return this rank's part of a run once every rank has its own.
+def _on_all_ranks(make: Callable[[], T]) -> T:
+    """Return what this rank has made once every rank has.
 
     Raises:
         InputError: the input of some rank is wrong, such as data that only one node has: alone, the
             others would wait for it until they time out.
     """
-    job, fault = None, None
+    made, fault = None, None
     try:
-        job = assemble()
+        made = make()
     except InputError as error:
         fault = str(error)
     faults = [each for each in gather(fault) if each is not None]
-    if job is None or faults:
+    if faults:
         raise InputError(faults[0])
-    return job
+    return cast(T, made)
 
 
 def check_data(fingerprints: list[str], run: RunFolder, *, resumed: bool) -> None:

@@ -70,33 +70,52 @@ def confirm(
         concurrent: Runs at once.
 
     Returns:
-        Of each trial: "trial", "runs", the "scores" of these, their "mean" and "deviation" (None of
-        one), best mean first.
+        Of each trial of which no run can never succeed: "trial", "runs", the "scores" of these,
+        their "mean" and "deviation" (None of one), best mean first.
 
     Raises:
-        RuntimeError: a run failed.
+        RuntimeError: a run was lost.
     """
     first = int(plan.base["train"]["seed"]) + 1
     repeats = [replace(trial, seed=first + n) for trial in chosen for n in range(num_seeds)]
+    hopeless: dict[str, str] = {}
     for repeat in repeats:
-        if read_trial(sweep, repeat.name) is None:
-            write_trial(sweep, replace(repeat, state="running"))
+        known = read_trial(sweep, repeat.name)
+        if known is None:
+            write_trial(sweep, replace(repeat, state="running", reason=""))
+        elif known.state == "failed":
+            hopeless[repeat.name] = known.reason
     names = [repeat.name for repeat in repeats]
-    config = ray.tune.TuneConfig(
-        max_concurrent_trials=concurrent,
-        reuse_actors=plan.launch.num_workers == 1,
-        trial_dirname_creator=_run_name,
-    )
-    legs = {"run": ray.tune.grid_search(names), "until": None}
-    _fit(plan, config, legs, Follower(len(names)))
-    missing = [name for name in names if not sweep.child(name).finished()]
+    left = [name for name in names if name not in hopeless and not sweep.child(name).finished()]
+    if left:
+        config = ray.tune.TuneConfig(
+            max_concurrent_trials=concurrent,
+            reuse_actors=plan.launch.num_workers == 1,
+            trial_dirname_creator=_run_name,
+        )
+        legs = {"run": ray.tune.grid_search(left), "until": None}
+        follower = Follower(len(left))
+        _fit(plan, config, legs, follower)
+        hopeless |= follower.hopeless
+    missing = [name for name in left if name not in hopeless and not sweep.child(name).finished()]
+    for repeat in repeats:
+        if repeat.name not in missing:
+            reason = hopeless.get(repeat.name, "")
+            write_trial(
+                sweep, replace(repeat, state="failed" if reason else "finished", reason=reason)
+            )
     if missing:
         raise RuntimeError(f"{', '.join(missing)}: not confirmed; give the same command again")
-    for repeat in repeats:
-        write_trial(sweep, replace(repeat, state="finished"))
     found: list[dict[str, Any]] = []
     for trial in chosen:
         runs = [repeat.name for repeat in repeats if repeat.number == trial.number]
+        lost = [name for name in runs if name in hopeless]
+        if lost:
+            tqdm.write(
+                f"trial {trial.number} is not confirmed: {lost[0]}: {hopeless[lost[0]]}",
+                file=sys.stderr,
+            )
+            continue
         scores = [smoothed(sweep.child(name).read_metrics()) or 0.0 for name in runs]
         found.append(
             {
@@ -107,6 +126,8 @@ def confirm(
                 "deviation": statistics.stdev(scores) if num_seeds > 1 else None,
             }
         )
+    if not found:
+        return []
     found.sort(key=lambda each: -each["mean"])
     winner = found[0]
     score, run = max(zip(winner["scores"], winner["runs"], strict=True))
@@ -163,11 +184,15 @@ class Follower(ray.tune.Callback):
     def __init__(self, total: int):
         self.total = total
         self.num_ended = 0
+        self.hopeless: dict[str, str] = {}
+        """Why runs can never succeed, by name."""
         self.bar: Any = tqdm(total=total, unit="run", leave=False, disable=None)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See Ray: the run came to its end, or told why it never will."""
         result: dict[str, Any] = trial.last_result or {}
+        if FAILED in result:
+            self.hopeless[_run_name(trial)] = result[FAILED]
         self._say(trial, result.get(FAILED) or f"mIoU {result.get('miou', 0.0):.3f}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -5,7 +5,7 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from scribbleseg.metrics import bootstrap_interval
 from scribbleseg.predict import load
 from scribbleseg.report.tables import Table
 from scribbleseg.runs import RunFolder
-from train.launch import LaunchConfig, start_ray
+from train.launch import LaunchConfig, call_remotely, start_ray
 
 METRICS = ("object_iou", "background_iou", "miou")
 TITLES = {"scratch": "from scratch", "DINO": "DINO", "difference": "DINO − scratch"}
@@ -102,14 +102,14 @@ def score_all(uris: Sequence[str], config: FinetuneConfig, launch: LaunchConfig)
         uris: The runs.
         config: Says on which images, those that the runs were validated on.
         launch: Whether there is a cluster.
+
+    Raises:
+        InputError: what is wrong with the data.
     """
     if launch.is_local:
         return [score(uri, config) for uri in uris]
-    import ray
-
     start_ray(launch)
-    task: Any = ray.remote(score)
-    return ray.get([task.remote(uri, config) for uri in uris])
+    return call_remotely(score, [(uri, config) for uri in uris])
 
 
 def score(uri: str, config: FinetuneConfig) -> list[Row]:

@@ -52,7 +52,9 @@ class SweepJob:
     num_trials: int = 24
     """Trials altogether, those of earlier starts included (1 or more)."""
     max_concurrent: int | None = None
-    """Trials at once (1 or more); None: as many as the cluster has room for, or gets it."""
+    """Trials at once (1 or more); None: as many as the cluster has room for, or gets it; those of
+    several workers as many as there is room for at the start.
+    """
     search: Literal["tpe", "random"] = "tpe"
     """tpe: learns from the trials before; random: does not."""
     stopping: Literal["asha", "none"] = "asha"
@@ -190,7 +192,8 @@ def plan_hardware(
         job: Wishes.
         nodes: (CPUs, GPUs) of each living node.
         can_grow: Whether an autoscaler may add nodes, so that too little now is no error, and the
-            cluster itself sets how many run at once.
+            cluster itself sets how many trials of one worker run at once. A trial of several only
+            waits for them and asks for nothing: all would wait at once.
 
     Raises:
         InputError: a trial can never be placed; the message has the numbers. Or none fits now,
@@ -214,5 +217,6 @@ def plan_hardware(
         )
     if room == 0:
         require_named(launch, nodes)
-    most = job.max_concurrent or (job.num_trials if can_grow else room)
+    most = job.num_trials if can_grow and launch.num_workers == 1 else max(room, 1)
+    most = job.max_concurrent or most
     return resources, min(job.num_trials, most)

@@ -29,8 +29,10 @@ from scribbleseg.sweeps import SWEEP, Trial, rank, read_trials
 from train.estimate import time_steps
 from train.launch import (
     Resources,
+    call_remotely,
     git_commit,
     living_nodes,
+    sole,
     start_ray,
     this_machine,
     wait_for_room,
@@ -74,7 +76,8 @@ def main(arguments: Sequence[str]) -> None:
         if done and sum(trial.ended for trial in known) >= sweep.job.num_trials:
             say(f"{sweep.place} is finished; more --num-trials make it go on")
             return
-    run(sweep, known, record or {})
+    with sole(sweep.place):
+        run(sweep, known, record or {})
 
 
 def help_text() -> str:
@@ -106,8 +109,10 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
     resources, concurrent = plan_hardware(job, living_nodes(), can_grow=not launch.is_local)
     if not launch.is_local:
         wait_for_room(launch, resources)
-        check_data(job.config, resources)
-    record = {
+        # Before any trial reads them.
+        call_remotely(_open, [(job.config,)], cpus=resources.cpus)
+    # What was confirmed stays until it is confirmed again.
+    record |= {
         "format": 1,
         "kind": "sweep",
         **sweep.identity,
@@ -141,7 +146,7 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
         recipe=job.recipe,
         git_commit=git_commit(),
         launch=replace(
-            launch,
+            launch.named(),
             storage=sweep.place,
             cpus_per_worker=resources.cpus,
             gpus_per_worker=resources.gpus,
@@ -162,12 +167,11 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
     chosen = rank(ledger.ended())[:num_confirmed]
     if chosen:
         # The recipe's own settings are what the others have to beat.
-        own = [
-            trial for trial in ledger.ended() if trial.params == defaults(sweep.space, job.config)
-        ]
-        chosen += [trial for trial in own[:1] if trial not in chosen]
+        ranked, plain = rank(ledger.ended()), defaults(sweep.space, job.config)
+        own = [trial for trial in ranked if trial.params == plain][:1]
+        chosen += [trial for trial in own if trial not in chosen]
         confirmed = confirm(plan, sweep.folder, chosen, num_seeds, concurrent)
-        if own:
+        if own and any(each["trial"] == own[0].number for each in confirmed):
             confirmed = compare(sweep, confirmed, own[0].number)
     record |= {"wall_time": time.monotonic() - began, "finished": True, "confirmed": confirmed}
     sweep.folder.write_json(SWEEP, record)
@@ -208,24 +212,6 @@ def estimate(sweep: Sweep, known: Sequence[Trial], resources: Resources, concurr
         f"{tables.duration((left + again) * pace.seconds / concurrent)} if none is stopped early, "
         "loading and validating apart"
     )
-
-
-def check_data(config: FinetuneConfig, resources: Resources) -> None:
-    """Read the data on a worker, before any trial does.
-
-    Raises:
-        InputError: what is wrong with it.
-    """
-    import ray
-    from ray.exceptions import RayTaskError
-
-    task: Any = ray.remote(_open).options(num_cpus=resources.cpus)
-    try:
-        ray.get(task.remote(config))
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise error.cause from None
-        raise
 
 
 def _open(config: FinetuneConfig) -> None:

@@ -14,10 +14,6 @@ from scribbleseg.manifest import write_bytes
 
 SETTINGS = "finetune.yaml"
 _OURS = "# Written by scribbleseg app, anew for every training.\n"
-# Weights that have learnt already are only nudged: a fifth of what the recipes begin with, the same
-# in every round of drawing and training.
-_EPOCHS = 20
-_LEARNING_RATE = 4e-4
 # With few samples, all are trained on; from this many in each fold on, one fold is held out.
 _LEAST_PER_FOLD = 4
 
@@ -63,28 +59,16 @@ def _settings(
     config: FinetuneConfig, start: str, root: str, split: str, number: int
 ) -> FinetuneConfig:
     """Return the settings that a checkpoint was trained with, changed to go on from it."""
+    config = config.going_on(start)
     folds = config.data.num_folds
     held_out = number >= _LEAST_PER_FOLD * folds
     trained_on = number - (number + folds - 1) // folds if held_out else number
     batch_size = min(config.train.batch_size, trained_on)
-    data = replace(
-        config.data,
-        root=root,
-        split=split,
-        fold=0 if held_out else None,
-        share=1.0,
-        val_split=None,
-        extra=(),
-    )
     return replace(
         config,
-        init_from=start,
-        data=data,
-        optim=replace(config.optim, learning_rate=_LEARNING_RATE),
+        data=replace(config.data, root=root, split=split, fold=0 if held_out else None),
         train=replace(
             config.train,
-            epochs=_EPOCHS,
-            validate_every=5,
             batch_size=batch_size,
             accumulate=min(config.train.accumulate, batch_size),
         ),

@@ -125,15 +125,16 @@ def hand_over(model: SegmentationModel, config: FinetuneConfig, folder: Path) ->
             raise InputError(
                 f"init_from is {config.init_from}: found a network of "
                 f"{_shown({f'model.{key}': theirs[key] for key in differing})}, expected "
-                f"{_shown({f'model.{key}': ours[key] for key in differing})}; change --model to "
-                "fit it"
+                f"{_shown({f'model.{key}': ours[key] for key in differing})}; change them to fit "
+                f"it, or take all of its settings: python -m train.finetune {config.init_from}"
             ) from None
         return
     wanted, given = encoder_settings(config.model), encoder_settings(found.config.model)
     if wanted != given:
         raise InputError(
             f"init_from is {config.init_from}: found an encoder pretrained as {_shown(given)}, "
-            f"expected {_shown(wanted)}; change --model to fit it, or pretrain this network"
+            f"expected {_shown(wanted)}; change the settings of model to fit it, or pretrain this "
+            "network"
         )
     checkpoints.transfer(model.encoder, found.weights)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -140,6 +141,17 @@ def test_what_cannot_be_served_is_said_before_ray_starts(checkpoint, tmp_path, m
             main([here, f"--port={taken.getsockname()[1]}"])
 
 
+def test_a_cluster_that_serves_already_is_left_as_it_is(checkpoint, monkeypatch):
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("nothing may be started or shut down")
+
+    for name in ("start", "run", "shutdown"):
+        monkeypatch.setattr(ray_serve, name, never)
+    monkeypatch.setattr(ray_serve, "status", lambda: SimpleNamespace(proxies={"node": "HEALTHY"}))
+    with pytest.raises(InputError, match="Serve runs on this cluster already"):
+        _serve(Serve(service=Service(checkpoint=str(checkpoint))), None, on_every_node=True)
+
+
 def test_a_start_that_never_ends_can_be_interrupted(checkpoint, monkeypatch):
     stopped = []
 
@@ -147,6 +159,7 @@ def test_a_start_that_never_ends_can_be_interrupted(checkpoint, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(60)
 
+    monkeypatch.setattr(ray_serve, "status", lambda: SimpleNamespace(proxies={}))
     monkeypatch.setattr(ray_serve, "start", lambda **more: None)
     monkeypatch.setattr(ray_serve, "run", run)
     monkeypatch.setattr(ray_serve, "shutdown", lambda: stopped.append(True))

@@ -2,20 +2,31 @@
 
 import gc
 import itertools
+import pickle
+import shutil
+import subprocess
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from scribbleseg.config import FinetuneConfig, override, to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
+from train import launch as launching
 from train.command import Order, carry_out
 from train.estimate import Pace, time_steps
 from train.launch import (
+    ClusterConfig,
     LaunchConfig,
     Resources,
     absolute,
+    call_remotely,
     choose_run,
+    git_commit,
     plan_resources,
+    sole,
+    start_ray,
     uncollected,
     wait_for_room,
 )
@@ -189,3 +200,77 @@ def test_what_is_imported_is_never_collected_and_everything_later_is():
         raise ImportError
     assert gc.isenabled() and gc.get_freeze_count() > 0
     gc.unfreeze()
+
+
+def test_wishes_that_travel_name_the_cluster(monkeypatch):
+    """A trial's process on a node does not have the address that its command was given."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    launch = LaunchConfig(num_workers=2)
+    carried = pickle.dumps(launch.named())
+    assert not launch.is_local
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert launch.is_local and launch.named() == launch
+    assert not pickle.loads(carried).is_local
+
+
+@pytest.mark.parametrize("address", ["somewhere", "127.0.0.1:port"])
+def test_an_address_that_is_none_is_one_line(address):
+    with pytest.raises(InputError, match=f"launch.address is '{address}'") as caught:
+        start_ray(ClusterConfig(address=address))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_token_that_is_missing_is_one_line(monkeypatch):
+    def init(**_):
+        raise ray.exceptions.AuthenticationError("no token was found\nfor this cluster")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(InputError, match=r"\(no token was found\); `ray get-auth-token") as caught:
+        start_ray(ClusterConfig(address="auto"))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_input_on_a_node_keeps_its_words(monkeypatch):
+    def get(tasks):
+        error = InputError("data: x is missing")
+        raise ray.exceptions.RayTaskError("f", "Traceback\n\x1b[36m", error).as_instanceof_cause()
+
+    task = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: None))
+    monkeypatch.setattr(ray, "remote", lambda _: task)
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(InputError) as caught:
+        call_remotely(len, [("x",)])
+    assert str(caught.value) == "data: x is missing"
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    order = Order(
+        recipe="cpu",
+        config=FinetuneConfig(),
+        launch=LaunchConfig(storage=str(tmp_path)),
+        name="run",
+        fresh=False,
+    )
+    with sole(f"{tmp_path}/run"), pytest.raises(InputError, match="another process on this mach"):
+        carry_out(order, lambda payload: {})
+    with sole(f"{tmp_path}/run"), sole(f"{tmp_path}/other"):
+        pass
+
+
+def test_the_commit_is_that_of_this_code_alone(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+                       cwd=tmp_path, check=True, capture_output=True)  # fmt: skip
+
+    inside = tmp_path / "launch.py"
+    shutil.copy(launching.__file__, inside)
+    monkeypatch.setattr(launching, "__file__", str(inside))
+    git("init")
+    git("commit", "--allow-empty", "-m", "another project's")
+    assert git_commit() is None
+    git("add", "launch.py")
+    git("commit", "-m", "ours")
+    commit = git_commit()
+    assert commit is not None and len(commit) == 40
+    inside.write_text("")
+    assert git_commit() == commit + "+changes"

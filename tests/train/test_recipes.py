@@ -1,14 +1,21 @@
 """Recipes are whole, named and documented."""
 
 import pytest
+import torch
 
-from scribbleseg.config import FinetuneConfig, from_dict, to_dict
+from scribbleseg.checkpoint import write_model
+from scribbleseg.config import DataConfig, FinetuneConfig, from_dict, override, to_dict
 from scribbleseg.errors import InputError
-from scribbleseg.models import encoder_settings
+from scribbleseg.loops.state import init_state
+from scribbleseg.manifest import write_manifest
+from scribbleseg.models import build_model, encoder_settings
+from scribbleseg.predict import load
 from train import finetune, pretrain
 from train.command import base_config
 from train.finetune import main
 from train.recipes import PRETRAIN_RECIPES, RECIPES
+
+RELEASED = ("best", "scratch")
 
 JOBS = [
     pytest.param(command, recipes, name, id=f"{command.PROG.split('.')[-1]}-{name}")
@@ -42,6 +49,43 @@ def test_a_yaml_file_stands_for_a_recipe(tmp_path, capsys):
     assert config.model == RECIPES["report"]().model
 
 
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_released_network_stands_for_a_recipe(name, capsys):
+    """Its weights fit its settings, and nothing is left of the data that it came from."""
+    main([f"released:{name}", "--train.epochs", "3", "--print-config"])
+    assert f"init_from: released:{name}" in capsys.readouterr().out
+    title, config = base_config(f"released:{name}", RECIPES, FinetuneConfig())
+    assert title == "further" and config.init_from == f"released:{name}"
+    begun = init_state(config, torch.device("cpu"), None)
+    weights = load(f"released:{name}", device="cpu").model.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in begun.model.state_dict().items())
+
+
+def test_a_run_stands_for_a_recipe_and_leaves_its_data_behind(tmp_path):
+    trained = override(
+        FinetuneConfig(),
+        {
+            "model.width": 8,
+            "model.depth": 3,
+            "data.crop_size": 64,
+            "data.root": "/data",
+            "data.fold": None,
+            "data.extra": ["/more/train"],
+            "data.cache_dir": "/fast",
+            "data.num_workers": 12,
+            "loss.supervision": "strokes",
+            "init_from": "/before",
+        },
+    )
+    folder = tmp_path / "run" / "checkpoint_0001"
+    write_model(folder, config=trained, weights=build_model(trained.model).state_dict(), metrics={})
+    write_manifest(folder)
+    _, config = base_config(str(folder), RECIPES, FinetuneConfig())
+    assert config.model == trained.model and config.init_from == str(folder)
+    assert config.data == DataConfig(long_side=trained.data.long_side, crop_size=64)
+    assert config.loss.supervision == "mask"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -52,6 +96,8 @@ def test_a_yaml_file_stands_for_a_recipe(tmp_path, capsys):
         (["cpu", "--modle.width", "8"], "--modle.width"),
         (["cpu", "--launch.num-workers", "0"], "launch.num_workers is 0"),
         (["missing.yaml"], "missing.yaml"),
+        (["released:nothing"], "released:nothing"),
+        (["tests"], "tests"),
     ],
 )
 def test_bad_command_lines_are_one_line(arguments, words):

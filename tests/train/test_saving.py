@@ -188,6 +188,18 @@ def test_the_final_save_is_tried_again_and_only_its_failure_ends_the_run(
     assert run.last(hashed=True) == 1
 
 
+def test_a_damaged_record_of_the_best_is_no_answer_of_one_rank(run, state, saver, caplog):
+    """Given back as an answer, it would leave the other ranks waiting."""
+    finish_epoch(state, 1, miou=0.5)
+    save(saver, state, 1)
+    run.write_json("best.json", {})
+    finish_epoch(state, 2, miou=0.6)
+    assert not save(saver, state, 2)
+    assert "best.json" in caplog.records[-1].message
+    with pytest.raises(OSError, match="best.json"):
+        saver.save(SaveDue(epoch=2, final=True), state)
+
+
 def test_what_is_no_fault_of_the_disk_ends_the_run(state, saver, monkeypatch):
     def broken(*_):
         raise ValueError("a fault of ours")

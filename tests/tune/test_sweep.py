@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -15,12 +17,14 @@ from scribbleseg.cli import exit_status, run_line
 from scribbleseg.errors import InputError
 from scribbleseg.manifest import verify
 from scribbleseg.runs import RunFolder
-from scribbleseg.sweeps import read_trials
+from scribbleseg.sweeps import Trial, read_trials
 from tests.train.test_finetune import wait_for
 from train.launch import LaunchConfig, Resources
+from tune import carrier
 from tune.request import SweepJob, plan_hardware
 from tune.spaces import SPACES
 from tune.sweep import main
+from tune.trial import FAILED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,6 +95,12 @@ def test_as_many_trials_run_at_once_as_there_is_room_for():
     assert plan([(2, 0)], cpus_per_worker=2) == (Resources(cpus=2, gpus=0), 1)
     assert plan([(16, 4), (16, 4), (8, 0)]) == (Resources(cpus=4, gpus=1), 8)
     assert plan([(16, 4), (16, 4)], num_workers=3) == (Resources(cpus=4, gpus=1), 2)
+    # Trials of one worker ask for it, and a cluster that grows knows what it lacks; those of
+    # several only wait for theirs.
+    nodes = [(0, 0), (8, 1), (8, 1)]
+    for workers, once in ((1, 100), (2, 1), (3, 1)):
+        job = SweepJob(launch=LaunchConfig(num_workers=workers, cpus_per_worker=4), num_trials=100)
+        assert plan_hardware(job, nodes, can_grow=True)[1] == once
     few = SweepJob(num_trials=3, max_concurrent=9)
     assert plan_hardware(few, [(16, 0)], can_grow=False)[1] == 3
 
@@ -99,7 +109,36 @@ def test_a_trial_that_can_never_be_placed_is_an_error_with_numbers():
     job = SweepJob(launch=LaunchConfig(num_workers=3, cpus_per_worker=2))
     with pytest.raises(InputError, match=r"3 worker\(s\) with 2 CPU and 0 GPU each; .* 4 CPUs"):
         plan_hardware(job, [(4, 0)], can_grow=False)
-    assert plan_hardware(job, [(4, 0)], can_grow=True) == (Resources(cpus=2, gpus=0), 24)
+    assert plan_hardware(job, [(4, 0)], can_grow=True) == (Resources(cpus=2, gpus=0), 1)
+
+
+def test_a_trial_whose_repeat_can_never_succeed_is_left_out(tmp_path, monkeypatch, capsys):
+    sweep = RunFolder.at(str(tmp_path), "s")
+    asked = []
+
+    def fit(plan, config, space, follower):
+        for name in space["run"]["grid_search"]:
+            asked.append(name)
+            result = {"miou": 0.7}
+            if name == "confirm_0001_s2":
+                result = {FAILED: "the loss is no longer a number"}
+            else:
+                run = sweep.child(name)
+                run.write_metrics([{"epoch": 1, "miou": 0.7}])
+                run.write_json("run.json", {"format": 1, "finished": True})
+            trial = SimpleNamespace(config={"run": name}, last_result=result)
+            follower.on_trial_complete(0, [], trial)
+
+    monkeypatch.setattr(carrier, "_fit", fit)
+    monkeypatch.setattr(carrier, "write_best", lambda *_: None)
+    chosen = [Trial(number=number, params={}) for number in (0, 1)]
+    plan: Any = SimpleNamespace(base={"train": {"seed": 0}}, launch=LaunchConfig())
+    for _ in range(2):
+        found = carrier.confirm(plan, sweep, chosen, 2, 1)
+        assert [(each["trial"], each["mean"]) for each in found] == [(0, 0.7)]
+        assert "trial 1 is not confirmed: confirm_0001_s2: the loss" in capsys.readouterr().err
+    # The second start asks for nothing again.
+    assert asked == [f"confirm_000{trial}_s{seed}" for trial in (0, 1) for seed in (1, 2)]
 
 
 def test_a_sweep_from_command_line_to_the_best_checkpoint(tiny_data, tmp_path, capsys):
