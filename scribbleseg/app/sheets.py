@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from scribbleseg.app.folder import BLANK, Folder
 from scribbleseg.app.refusal import Refusal
 from scribbleseg.datasets.transforms import fitted_size
-from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED, dilate, survive_radius
+from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED, shrink
 
 SHOWN_SIDE = 1600
 """Longer side of what a browser gets to see and draw on, in pixels."""
@@ -85,17 +85,11 @@ class Sheet:
     """Stands for these strokes."""
 
     def shown_strokes(self) -> UInt8[np.ndarray, "h2 w2"]:
-        """Return the strokes at the size that is shown; none of them vanishes."""
-        return shrink(self.strokes, self.shown.shape[:2])
-
-
-def shrink(strokes: UInt8[np.ndarray, "h w"], size: tuple[int, ...]) -> UInt8[np.ndarray, "h2 w2"]:
-    """Return strokes at a smaller size (height, width); none of them vanishes."""
-    height, width = size
-    if strokes.shape == (height, width):
-        return strokes
-    grown = dilate(strokes, survive_radius(width / strokes.shape[1]))
-    return cv2.resize(grown, (width, height), interpolation=cv2.INTER_NEAREST)
+        """Return the strokes at the size that is shown; none vanishes for being thin."""
+        height, width = self.shown.shape[:2]
+        if self.strokes.shape == (height, width):
+            return self.strokes
+        return shrink(self.strokes, height, width)
 
 
 def shown_size(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -148,6 +142,9 @@ class Sheets:
         with self._lock:
             sheet = self._at(stem, revision)
             drawn = stroke.onto(sheet.strokes)
+            if np.array_equal(drawn, sheet.strokes):
+                # Written again, the file would be newer than the mask that was accepted with it.
+                return sheet
             if (drawn == UNLABELLED).all():
                 self.folder.write_strokes_file(stem, None)
             else:

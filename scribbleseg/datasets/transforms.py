@@ -27,7 +27,7 @@ from scribbleseg.config import AugmentConfig, Encoding, StrokesConfig
 from scribbleseg.datasets.cache import SceneCache
 from scribbleseg.datasets.paste import paste
 from scribbleseg.errors import InputError
-from scribbleseg.scribbles.encode import UNLABELLED, dilate, encode, survive_radius
+from scribbleseg.scribbles.encode import UNLABELLED, encode, shrink
 from scribbleseg.scribbles.simulate import simulate
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -80,7 +80,7 @@ class Augmentation:
             view = _draw_view(height, width, self.strength, generator)
             size = (self.crop_size, self.crop_size)
         image = view.turn(_pad(_resize_image(view.of(image), *size), self.crop_size, 0))
-        strokes = _pad(_shrink_strokes(view.of(scribbles), *size), self.crop_size, UNLABELLED)
+        strokes = _pad(shrink(view.of(scribbles), *size), self.crop_size, UNLABELLED)
         strokes = view.turn(strokes)
         if mask is not None:
             mask = _pad(_resize_labels(view.of(mask), *size), self.crop_size, UNLABELLED)
@@ -234,7 +234,7 @@ def to_network(
     height, width = scribbles.shape
     size = fitted_size(height, width, long_side)
     image = _resize_image(image, *size)
-    encoded = encode(image, _shrink_strokes(scribbles, *size), encoding, radius)
+    encoded = encode(image, shrink(scribbles, *size), encoding, radius)
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
     return torch.from_numpy(pixels)[None], torch.from_numpy(encoded)[None]
 
@@ -388,14 +388,6 @@ def _resize_labels(
     OpenCV's plain INTER_NEAREST samples corners, half a pixel off the picture's resize.
     """
     return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-
-
-def _shrink_strokes(
-    scribbles: UInt8[np.ndarray, "h w"], height: int, width: int
-) -> UInt8[np.ndarray, "h2 w2"]:
-    """Resize strokes, dilated first so that none of them vanishes."""
-    scale = min(height / scribbles.shape[0], width / scribbles.shape[1])
-    return _resize_labels(dilate(scribbles, survive_radius(scale)), height, width)
 
 
 def _pad(pixels: UInt8[np.ndarray, "h w *c"], size: int, fill: int) -> UInt8[np.ndarray, "s s *c"]:

@@ -1,8 +1,8 @@
 """Strokes (0 background, 1 object, 255 unlabelled) to the network's two input channels.
 
 Thin strokes vanish when an image is scaled down by nearest neighbour. So the order is always the
-same: `dilate` by `survive_radius` at the image's own size, warp or resize, then `encode` at the
-network's size. Discs follow RITM (arXiv 2102.06583).
+same: `shrink` from the image's own size, then `encode` at the network's. Discs follow RITM (arXiv
+2102.06583).
 """
 
 import math
@@ -47,7 +47,9 @@ def survive_radius(scale: float) -> int:
 def dilate(scribbles: UInt8[np.ndarray, "h w"], radius: int) -> UInt8[np.ndarray, "h w"]:
     """Grow the strokes of both kinds by a disc.
 
-    Labelled pixels keep their label. Unlabelled pixels that both kinds reach stay unlabelled.
+    Labelled pixels keep their label. Unlabelled pixels that both kinds reach take that of the
+    nearer, and stay unlabelled where both are as near: a fine stroke beside another is not eaten
+    up.
 
     Args:
         scribbles: 0 background, 1 object, 255 unlabelled.
@@ -62,9 +64,29 @@ def dilate(scribbles: UInt8[np.ndarray, "h w"], radius: int) -> UInt8[np.ndarray
     near_background = _near(scribbles == BACKGROUND, radius)
     grown = scribbles.copy()
     unlabelled = scribbles == UNLABELLED
-    grown[unlabelled & near_object & ~near_background] = OBJECT
-    grown[unlabelled & near_background & ~near_object] = BACKGROUND
+    contested = unlabelled & near_object & near_background
+    if contested.any():
+        to_object, to_background = (
+            _distance_to(scribbles == label) for label in (OBJECT, BACKGROUND)
+        )
+        near_object &= ~contested | (to_object < to_background)
+        near_background &= ~contested | (to_background < to_object)
+    grown[unlabelled & near_object] = OBJECT
+    grown[unlabelled & near_background] = BACKGROUND
     return grown
+
+
+def shrink(
+    scribbles: UInt8[np.ndarray, "h w"], height: int, width: int
+) -> UInt8[np.ndarray, "h2 w2"]:
+    """Resize strokes to another size, dilated first so that no stroke vanishes for being thin.
+
+    Strokes of both kinds that lie nearer to each other than the new pixels do may still.
+    """
+    scale = min(height / scribbles.shape[0], width / scribbles.shape[1])
+    grown = dilate(scribbles, survive_radius(scale))
+    # OpenCV's plain INTER_NEAREST samples corners, half a pixel off a picture's resize.
+    return cv2.resize(grown, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def encode(

@@ -13,6 +13,7 @@ from scribbleseg.scribbles.encode import (
     UNLABELLED,
     dilate,
     encode,
+    shrink,
     survive_radius,
 )
 
@@ -40,13 +41,14 @@ def distance_to(scribbles: np.ndarray, label: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2, 5, SMALL_DISC + 1])
-def test_dilate_grows_by_a_disc_and_leaves_contested_pixels(radius: int) -> None:
+def test_dilate_grows_by_a_disc_and_the_nearer_stroke_wins(radius: int) -> None:
     scribbles = sparse_strokes(radius)
     near_object = distance_to(scribbles, OBJECT) <= radius + 1e-9
     near_background = distance_to(scribbles, BACKGROUND) <= radius + 1e-9
     expected = np.full_like(scribbles, UNLABELLED)
-    expected[near_object & ~near_background] = OBJECT
-    expected[near_background & ~near_object] = BACKGROUND
+    gap = distance_to(scribbles, OBJECT) - distance_to(scribbles, BACKGROUND)
+    expected[near_object & (~near_background | (gap < -1e-4))] = OBJECT
+    expected[near_background & (~near_object | (gap > 1e-4))] = BACKGROUND
     labelled = scribbles != UNLABELLED
     expected[labelled] = scribbles[labelled]
 
@@ -142,3 +144,25 @@ def test_survive_radius_is_the_smallest_that_keeps_every_dot(small: int) -> None
 @pytest.mark.parametrize("scale", [1.0, 1.5, 4.0])
 def test_enlarging_needs_no_dilation(scale: float) -> None:
     assert survive_radius(scale) == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(600, 800), (800, 600), (750, 750)])
+def test_dots_survive_shrinking_up_to_the_border(height: int, width: int) -> None:
+    small = (height * 96 // max(height, width), width * 96 // max(height, width))
+    for away in range(1, 7):
+        dots = np.full((height, width), UNLABELLED, np.uint8)
+        dots[-away, width // 2] = OBJECT
+        dots[height // 2, -away] = BACKGROUND
+        found = shrink(dots, *small)
+        assert found.shape == small and {OBJECT, BACKGROUND} <= set(found.ravel().tolist())
+
+
+def test_an_object_stroke_between_background_strokes_mostly_reaches_the_network() -> None:
+    """They lie nearer than a pixel of the network: were contested ground nobody's, 31 were lost."""
+    lost = 0
+    for first in range(40):
+        strokes = np.full((400, 400), UNLABELLED, np.uint8)
+        for row, label in ((0, BACKGROUND), (8, OBJECT), (16, BACKGROUND)):
+            strokes[100 + first + row : 103 + first + row, 50:350] = label
+        lost += OBJECT not in shrink(strokes, 32, 32)
+    assert lost <= 18
