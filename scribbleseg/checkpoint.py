@@ -180,21 +180,24 @@ def slim(folder: Path) -> None:
         OSError: the files cannot be written.
     """
     found = read_model(folder)
-    if isinstance(found.config, FinetuneConfig):
-        data = dataclasses.replace(found.config.data, root="", extra=(), cache_dir=None)
-        config = dataclasses.replace(found.config, data=data, init_from=None)
-    else:
-        probe = dataclasses.replace(found.config.probe, root=None)
-        data = dataclasses.replace(found.config.data, roots=(), cache_dir=None)
-        config = dataclasses.replace(found.config, data=data, probe=probe)
     halved = {
         name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
         for name, tensor in found.weights.items()
     }
     (folder / MANIFEST).unlink()
     (folder / TRAINER).unlink(missing_ok=True)
-    write_model(folder, config=config, weights=halved, metrics=found.metrics)
+    write_model(folder, config=without_places(found.config), weights=halved, metrics=found.metrics)
     write_manifest(folder)
+
+
+def without_places(config: FinetuneConfig | PretrainConfig) -> FinetuneConfig | PretrainConfig:
+    """Return settings without the folders of the machine that they were given on."""
+    if isinstance(config, FinetuneConfig):
+        data = dataclasses.replace(config.data, root="", extra=(), cache_dir=None)
+        return dataclasses.replace(config, data=data, init_from=None)
+    probe = dataclasses.replace(config.probe, root=None)
+    data = dataclasses.replace(config.data, roots=(), cache_dir=None)
+    return dataclasses.replace(config, data=data, probe=probe)
 
 
 def list_broken(weights: Mapping[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
-"""The `scribbleseg` command: data, predict, app, evaluate, status, pull, report.
+"""The `scribbleseg` command: data, predict, app, evaluate, status, pull, export, report.
 
 Every command is a dataclass (its fields are the options, their docstrings the help) and a branch of
-`run`. Heavy modules are imported where they are used, so that `--help` answers at once.
+`run_line`. Heavy modules are imported where they are used, so that `--help` answers at once.
 """
 
 import sys
@@ -385,6 +385,8 @@ def _load(command: Looker) -> "Predictor":
 
 def predict(command: Predict) -> None:
     """`scribbleseg predict`."""
+    from scribbleseg.datasets.files import IMAGE_SUFFIXES
+    from scribbleseg.datasets.scenes import list_files
     from scribbleseg.predict import predict_folder
 
     written = predict_folder(
@@ -396,7 +398,7 @@ def predict(command: Predict) -> None:
         honour_strokes=command.honour_strokes,
         sure=command.sure,
     )
-    num_images = sum(1 for _ in command.images.iterdir())
+    num_images = len(list_files(command.images, IMAGE_SUFFIXES))
     done = sum(1 for _ in bar(written, total=num_images))
     say(f"{command.out}: {done} mask(s)")
 
@@ -536,13 +538,12 @@ def report(command: Report) -> None:
     """`scribbleseg report`."""
     from scribbleseg.report.page import write_report
     from scribbleseg.report.sweep import write_sweep_report
+    from scribbleseg.runs import RunFolder
     from scribbleseg.sweeps import is_sweep
 
     if not command.runs:
         raise InputError("no run is given; expected the folder of at least one")
-    out = command.out or Path(command.runs[0]) / "report.html"
-    if command.out is None and "://" in command.runs[0]:
-        out = Path("report.html")
+    out = command.out or (RunFolder.open(command.runs[0]).local_path or Path()) / "report.html"
     sweeps = [run for run in command.runs if is_sweep(run)]
     if sweeps:
         if len(command.runs) > 1:

@@ -260,6 +260,13 @@ class ModelConfig:
     patch_size: int = 16
     """Side of vit_unet's patches, in network pixels (8 or 16)."""
 
+    @property
+    def coarsest_stride(self) -> tuple[int, str]:
+        """Network pixels per feature of the coarsest level, and the setting that says so."""
+        if self.architecture == "vit_unet":
+            return self.patch_size, f"model.patch_size {self.patch_size}"
+        return 2 ** (self.depth - 1), f"model.depth {self.depth}"
+
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(
@@ -519,12 +526,12 @@ class FinetuneConfig:
             self.strokes.correct_probability,
             "0 with loss.supervision strokes, which say nothing beyond themselves",
         )
-        stride = 2 ** (self.model.depth - 1)
+        stride, decides = self.model.coarsest_stride
         require(
             self.data.crop_size % stride == 0,
             "data.crop_size",
             self.data.crop_size,
-            f"a multiple of {stride}, the coarsest stride at model.depth {self.model.depth}",
+            f"a multiple of {stride}, the coarsest stride at {decides}",
         )
         require(
             self.data.long_side * max(self.predict.scales) <= MAX_SIDE,

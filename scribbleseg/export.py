@@ -4,7 +4,8 @@ Bytes go in and logits come out: `image` uint8 (b, 3, h, w), RGB; `strokes` uint
 object and background as `scribbles.encode` makes them; `logits` float32 (b, 1, h, w), above 0 where
 the network's probability is above `predict.threshold`. Batch, height and width are free; the latter
 two are multiples of 32 (`predict.pad` says how to extend a picture). The settings that say at which
-scale to look, and how to encode strokes, stand in the file's metadata under "scribbleseg".
+scales to look, how to encode strokes and which parts to drop (`predict.drop_parts`) stand in the
+file's metadata under "scribbleseg": all of that is left to the program.
 """
 
 import json
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
+from scribbleseg.checkpoint import without_places
 from scribbleseg.config import to_dict
 from scribbleseg.datasets.transforms import normalise
 from scribbleseg.errors import InputError
@@ -75,7 +77,8 @@ def export_onnx(predictor: Predictor, out: Path) -> None:
             _trace(network, file)
             model: Any = onnx.load(str(file))
             entry = model.metadata_props.add()
-            entry.key, entry.value = "scribbleseg", json.dumps(to_dict(predictor.config))
+            settings = to_dict(without_places(predictor.config))
+            entry.key, entry.value = "scribbleseg", json.dumps(settings)
             onnx.save(model, str(file))
             _check(network, file)
             os.replace(file, out)

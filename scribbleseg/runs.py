@@ -421,6 +421,8 @@ def open_storage(uri: str) -> tuple[FileSystem, str]:
         filesystem, path = FileSystem.from_uri(_with_patience(uri))
         if not path:
             raise ValueError("it names no bucket")
+        if "//" in path:
+            raise ValueError("a folder in it has no name: //")
     except (ValueError, OSError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(

@@ -20,10 +20,11 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import NoneType
 from typing import Any, Literal, cast
 
 from scribbleseg.errors import InputError
-from scribbleseg.manifest import BEST, is_plain_name
+from scribbleseg.manifest import BEST, is_plain_name, shown
 from scribbleseg.runs import RunFolder
 
 SWEEP = "sweep.json"
@@ -36,6 +37,16 @@ STATES: tuple[State, ...] = ("running", "finished", "stopped", "failed")
 SMOOTHED = 3
 """Consecutive validations that a trial's score is the mean of."""
 
+# What sweep.json holds, where it holds it.
+_INFO = {
+    "space": dict,
+    "pretrained": list,
+    "num_trials": int,
+    "confirm": (str, NoneType),
+    "confirmed": list,
+    "wall_time": (int, float),
+    "finished": bool,
+}
 _TRIAL_NAME = re.compile(r"trial_\d{4,9}")
 _FIGURES = ("number", "state", "epochs", "score", "miou", "best_epoch", "seconds", "reason")
 
@@ -115,6 +126,21 @@ def write_trial(sweep: RunFolder, trial: Trial) -> None:
     sweep.child(trial.name).write_json(TRIAL, known)
 
 
+def read_info(sweep: RunFolder) -> dict[str, Any] | None:
+    """Read sweep.json; None where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    info = sweep.read_json(SWEEP)
+    for key, value in (info or {}).items():
+        if not isinstance(value, _INFO.get(key, object)):
+            raise InputError(
+                f"{sweep.path}/{SWEEP}: {key} is {shown(value)}, not what a sweep writes"
+            )
+    return info
+
+
 def read_trial(sweep: RunFolder, name: str) -> Trial | None:
     """Read a trial, or its confirmation, from its run folder; None where it was never begun.
 
@@ -125,10 +151,15 @@ def read_trial(sweep: RunFolder, name: str) -> Trial | None:
     if known is None:
         return None
     match known:
-        case {"number": int(), "params": dict(), "seed": int() | None, "state": state} if (
-            state in STATES
-        ):
-            return refresh(sweep, Trial(**known))
+        case {
+            "number": int(number),
+            "params": dict(params),
+            "seed": int() | None as seed,
+            "state": state,
+            "reason": str(reason),
+        } if state in STATES:
+            trial = Trial(number=number, params=params, seed=seed, state=state, reason=reason)
+            return refresh(sweep, trial)
         case _:
             raise InputError(f"{sweep.path}/{name}/{TRIAL}: not what a sweep writes there")
 
@@ -281,14 +312,12 @@ def status(uri: str) -> SweepStatus:
         InputError: no sweep is there, or its files are damaged.
     """
     sweep = RunFolder.open(uri)
-    record = sweep.read_json(SWEEP)
+    record = read_info(sweep)
     if record is None:
         raise InputError(f"{uri}: holds no {SWEEP}; expected the folder of a sweep, STORAGE/NAME")
     # The table is as old as the last start, stop or end of a trial; runs in progress know more.
     trials = [trial if trial.ended else refresh(sweep, trial) for trial in read_table(sweep)]
     num_trials = record.get("num_trials", len(trials))
-    if type(num_trials) is not int:
-        raise InputError(f"{uri}/{SWEEP}: num_trials is {num_trials!r:.80}, expected a number")
     best = sweep.best()
     if best is not None and not is_plain_name(best.get("run")):
         raise InputError(f"{uri}/{BEST}: does not name the run that is best; expected 'run': NAME")

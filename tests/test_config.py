@@ -43,6 +43,10 @@ def test_what_is_left_out_keeps_its_value(tmp_path):
         ({"model.architecture": "resnet"}, ["resnet", "attention_resunet"]),
         ({"model.width": 12}, ["model.width is 12", "multiple of 8"]),
         ({"data.crop_size": 100}, ["data.crop_size is 100", "multiple of 32"]),
+        (
+            {"model.architecture": "vit_unet", "data.crop_size": 200},
+            ["data.crop_size is 200", "a multiple of 16, the coarsest stride at model.patch_size"],
+        ),
         ({"train.seed": 2**63}, ["train.seed is", "0 to 2^63 - 1"]),
         ({"data.fold": 5}, ["data.fold is 5", "0 to 4"]),
         ({"data.val_split": "test"}, ["data.val_split", "--data.fold None"]),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scribbleseg.cli import run_line
-from scribbleseg.config import FinetuneConfig, ModelConfig, PredictConfig
+from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, PredictConfig
 from scribbleseg.datasets.transforms import normalise
 from scribbleseg.errors import InputError
 from scribbleseg.export import export_onnx
@@ -26,7 +26,9 @@ def predictor(model: ModelConfig) -> Predictor:
     for name, parameter in network.named_parameters():
         if name.endswith("project.weight"):
             torch.nn.init.normal_(parameter, std=0.1)
-    config = replace(FinetuneConfig(), model=model, predict=PredictConfig(threshold=0.6))
+    data = DataConfig(root="/home/me/photographs", cache_dir="/home/me/cache")
+    predict = PredictConfig(threshold=0.6)
+    config = replace(FinetuneConfig(), data=data, model=model, predict=predict)
     return Predictor(config=config, model=network, device=torch.device("cpu"), source="test")
 
 
@@ -61,6 +63,7 @@ def test_it_gives_the_networks_logits_at_any_size(model: ModelConfig, tmp_path: 
         np.testing.assert_allclose(found, expected, atol=1e-4)
     told = session.get_modelmeta().custom_metadata_map["scribbleseg"]
     assert json.loads(told)["model"]["width"] == 8
+    assert b"/home/me" not in (tmp_path / "model.onnx").read_bytes()
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

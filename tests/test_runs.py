@@ -154,7 +154,7 @@ def test_a_name_is_one_folder(tmp_path: Path, name: str) -> None:
     assert "expected one folder name" in one_line(lambda: RunFolder.at(str(tmp_path), name))
 
 
-@pytest.mark.parametrize("uri", ["ftp://host/a", "s3://", "://", "s3://a b/c"])
+@pytest.mark.parametrize("uri", ["ftp://host/a", "s3://", "://", "s3://a b/c", "s3://a//b"])
 def test_a_storage_that_is_none_is_named(uri: str) -> None:
     assert one_line(lambda: RunFolder.open(uri)).startswith(f"{uri}: not a storage")
 

@@ -13,6 +13,7 @@ from scribbleseg.sweeps import (
     choose,
     is_sweep,
     rank,
+    read_info,
     read_table,
     read_trial,
     read_trials,
@@ -196,10 +197,31 @@ def test_a_hostile_table_gives_one_line(sweep, content):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("field", ["confirmed", "pretrained", "confirm", "finished", "space"])
+def test_a_hostile_record_gives_one_line(sweep, field):
+    sweep.write_json("sweep.json", {field: 5})
+    with pytest.raises(InputError, match=f"{field} is 5, not what a sweep writes"):
+        read_info(sweep)
+
+
+@pytest.mark.parametrize("change", [{"more": 1}, {"reason": 5}, {"reason": None}])
+def test_a_hostile_trial_gives_one_line_or_is_read(sweep, change):
+    sweep.child("trial_0000").write_json(
+        "trial.json",
+        {"number": 0, "params": {}, "seed": None, "state": "failed", "reason": "no"} | change,
+    )
+    if "reason" not in change:
+        trial = read_trial(sweep, "trial_0000")
+        assert trial is not None and trial.reason == "no"
+        return
+    with pytest.raises(InputError, match="trial.json: not what a sweep writes"):
+        read_trial(sweep, "trial_0000")
+
+
 @pytest.mark.parametrize("number", [None, "7", [1], 1.5, {"a" * 9999: 1}])
 def test_a_hostile_number_of_trials_gives_one_line(sweep, number):
     sweep.write_json("sweep.json", {"num_trials": number})
-    with pytest.raises(InputError, match="num_trials is .*, expected a number") as caught:
+    with pytest.raises(InputError, match="num_trials is .*, not what a sweep writes") as caught:
         status(f"{sweep.path}")
     assert len(str(caught.value)) < 1000
 

@@ -25,7 +25,7 @@ from scribbleseg.errors import InputError
 from scribbleseg.evaluate import Row
 from scribbleseg.loops.batches import open_data
 from scribbleseg.report import tables
-from scribbleseg.sweeps import SWEEP, Trial, rank, read_trials
+from scribbleseg.sweeps import SWEEP, Trial, rank, read_info, read_trials
 from train.estimate import time_steps
 from train.launch import (
     Resources,
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     sweep = prepare(arguments)
     known = read_trials(sweep.folder)
-    record = sweep.folder.read_json(SWEEP)
+    record = read_info(sweep.folder)
     if record is not None:
         differing = [key for key, value in sweep.identity.items() if record.get(key) != value]
         if differing:

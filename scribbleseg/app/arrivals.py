@@ -8,6 +8,7 @@ from scribbleseg.datasets.files import (
     FileBytes,
     bits_per_channel,
     has_alpha,
+    is_turned,
     open_picture,
     require_pixels,
 )
@@ -16,7 +17,6 @@ from scribbleseg.errors import InputError
 MAX_PIXELS = 64_000_000
 """Of one photograph; with its probabilities it takes about 30 bytes of memory for each."""
 # EXIF's tag of how a camera was held; 1 is upright.
-_ORIENTATION = 0x0112
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 
@@ -36,7 +36,7 @@ def made_fit(file: FileBytes) -> tuple[str, bytes]:
         if bits_per_channel(file) > 8 or picture.mode not in _MODES:
             found = "16 bits per channel" if picture.mode in _MODES else f"{picture.mode} pixels"
             raise InputError(f"{file}: found {found}, expected 8-bit RGB; export it so")
-        turned = _is_turned(picture)
+        turned = is_turned(picture)
         if picture.format in ("JPEG", "MPO") and not turned:
             return ".jpg", file.content
         if picture.format == "PNG" and not turned and not has_alpha(picture):
@@ -47,11 +47,3 @@ def made_fit(file: FileBytes) -> tuple[str, bytes]:
         whole = Image.alpha_composite(ground, upright.convert("RGBA"))
         whole.convert("RGB").save(stored, "PNG")
         return ".png", stored.getvalue()
-
-
-def _is_turned(picture: Image.Image) -> bool:
-    """Return whether a camera says that it was not held upright; nonsense says nothing."""
-    try:
-        return picture.getexif().get(_ORIENTATION, 1) != 1
-    except Exception:
-        return False

@@ -236,7 +236,7 @@ class Folder:
         """
         pictures, masks = self.pictures(), self._changed("ground_truth")
         drawn = self._changed("scribbles")
-        done = {stem: masks[stem] for stem in pictures if stem in masks and stem in drawn}
+        done = {stem: masks[stem] for stem, how in pictures.items() if how == "accepted"}
         # Training reads the photographs that the page hides, too, and refuses labels of others.
         whole = done.keys() == drawn.keys() == masks.keys()
         if not done or (whole and len(done) == len(pictures) + len(self.hidden())):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from scribbleseg.datasets.files import DECODE_ERRORS, IMAGE_SUFFIXES, write_picture
+from scribbleseg.datasets.files import DECODE_ERRORS, IMAGE_SUFFIXES, is_turned, write_picture
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
@@ -31,7 +31,6 @@ from scribbleseg.errors import InputError
 
 MAX_TILES = 24
 _FOLDERS = ("images", "scribbles", "ground_truth")
-_EXIF_ORIENTATION = 274
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +257,7 @@ def _is_turned(image: Path | None) -> bool:
         return False
     try:
         with Image.open(image) as picture:
-            return picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
+            return is_turned(picture)
     except DECODE_ERRORS:
         # Nor do viewers know how to turn it.
         return False
@@ -267,6 +266,8 @@ def _is_turned(image: Path | None) -> bool:
 def _require_place(out: Path, root: Path) -> None:
     """Raise an `InputError` where the sheet would be among the data, or cannot be written."""
     folder = out.resolve().parent
+    if out.is_dir():
+        raise _unwritable(out, "is a folder")
     if folder.name in _FOLDERS and folder.is_relative_to(root.resolve()):
         raise InputError(f"{out}: is among the data; give the contact sheet another --out")
     try:

@@ -289,7 +289,14 @@ def read_labels(
     if colours is not None:
         return to_labels(read_drawing(path), colours), "colours -> labels"
     changes: list[str] = []
+    deep = bits_per_channel(path) > 8
     with open_picture(path, ("PNG",)) as picture:
+        if deep and not picture.mode.startswith("I"):
+            # Of several channels Pillow keeps the upper 8 bits alone, where no label is.
+            raise InputError(
+                f"{path}: found 16 bits in several channels, expected one grey channel of labels; "
+                "export it so"
+            )
         if has_alpha(picture) and picture.mode != "P":
             changes.append("alpha dropped")
             *bands, alpha = picture.convert("RGBA").split()
@@ -308,7 +315,7 @@ def read_labels(
                 "values, or, of strokes, say --stroke-colours OBJECT BACKGROUND, as ff0000 00ff00"
             )
         labels = np.ascontiguousarray(labels[..., 0])
-    if bits_per_channel(path) > 8:
+    if deep:
         changes.append("16 bits -> 8 bits")
         labels = np.where(labels == 65535, 255, labels)
         if labels.max() > 255:

@@ -134,6 +134,21 @@ def eight_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
 
 
+_ORIENTATION = 0x0112
+
+
+def is_turned(picture: Image.Image) -> bool:
+    """Return whether viewers show a picture otherwise than its pixels are stored, by its EXIF tag.
+
+    A tag that is nonsense, which viewers ignore, says nothing.
+    """
+    try:
+        return picture.getexif().get(_ORIENTATION, 1) not in (0, 1)
+    # Pillow has no one error for what can be wrong in EXIF.
+    except Exception:
+        return False
+
+
 def has_alpha(picture: Image.Image) -> bool:
     """Return whether the picture has an alpha channel or a transparent colour."""
     return picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info

@@ -41,6 +41,19 @@ Listing = Mapping[Path, FileInfo]
 """The pictures of a root, by the place of their copies."""
 
 
+def inside(place: str, name: str) -> str:
+    """Return where a folder inside another one is; what follows a URI's "?" stays at its end."""
+    path, mark, options = place.partition("?") if "://" in place else (place, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{options}"
+
+
+def outside(place: str) -> tuple[str, str]:
+    """Return the folder that a place is in, and its name there: the opposite of `inside`."""
+    path, mark, options = place.partition("?") if "://" in place else (place, "", "")
+    root, _, name = path.rstrip("/").rpartition("/")
+    return f"{root or '.'}{mark}{options}", name
+
+
 def local_copy(root: str | Path, folder: str | Path | None = None, *, below: str = "") -> Path:
     """Return the folder on this machine that holds what `root` holds; local ones as they are.
 

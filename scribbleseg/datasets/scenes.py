@@ -315,8 +315,7 @@ def require_same_size(path: File, labels: np.ndarray, image_path: File, image: n
 
 def label_values(labels: np.ndarray) -> list[int]:
     """Return the distinct values of a uint8 array, sorted."""
-    # Counting is ten times faster than numpy.unique, which sorts all pixels.
-    return np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    return np.unique(labels).tolist()
 
 
 def _read_labels(path: File) -> UInt8[np.ndarray, "h w"]:

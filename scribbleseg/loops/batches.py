@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scribbleseg.config import FinetuneConfig, TrainConfig, require_shares
 from scribbleseg.datasets.cache import SceneCache
+from scribbleseg.datasets.remote import outside
 from scribbleseg.datasets.scenes import ScenePaths, fold_stems, list_scenes
 from scribbleseg.datasets.transforms import TrainSamples
 from scribbleseg.datasets.workers import prepare_workers, worker_init
@@ -211,8 +212,8 @@ def open_data(config: FinetuneConfig) -> RunData:
         )
     scenes = spread(scenes, max(1, round(data.share * len(scenes))))
     for folder in data.extra:
-        root, _, split = folder.rstrip("/").rpartition("/")
-        scenes += list_scenes(root or ".", split, need_masks=need_masks, cache_dir=data.cache_dir)
+        root, split = outside(folder)
+        scenes += list_scenes(root, split, need_masks=need_masks, cache_dir=data.cache_dir)
     cache = SceneCache.open([*scenes, *validation], data.cache_dir)
     positions = range(len(scenes), len(scenes) + len(validation))
     return RunData(

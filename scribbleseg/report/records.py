@@ -159,7 +159,7 @@ def commands(record: Record) -> list[str]:
     try:
         root, split, fold = validation_part(record)
     except InputError:
-        return lines
+        return [*lines, draw]
     lines.append(evaluate_command(record.uri, root, split, fold))
     return [*lines, draw]
 

@@ -222,7 +222,8 @@ def _headline(sweep: Sweep) -> list[tuple[str, str]]:
 
 def _scores(entry: Mapping[str, Any]) -> list[float]:
     """Return the scores of a trial that was trained again."""
-    return [score for score in entry.get("scores") or [] if is_number(score)]
+    scores = entry.get("scores")
+    return [score for score in scores if is_number(score)] if isinstance(scores, list) else []
 
 
 def _spread(entry: Mapping[str, Any]) -> str:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scribbleseg.datasets.remote import inside
 from scribbleseg.errors import InputError
 from scribbleseg.manifest import is_plain_name
 from scribbleseg.report.dimensions import Dimension, is_number, list_dimensions
 from scribbleseg.runs import RunFolder
-from scribbleseg.sweeps import SWEEP, Trial, choose, read_table, read_trials
+from scribbleseg.sweeps import SWEEP, Trial, choose, read_info, read_table, read_trials
 
 INIT, SCRATCH = "init_from", "scratch"
 """Where trials may start from, and what they may start from besides pretraining runs."""
@@ -42,13 +43,12 @@ class Sweep:
         """URI of the run that holds the best checkpoint."""
         trial = self.best_trial
         name: Any = self.best.get("run") or (trial and trial.name)
-        return _inside(self.uri, name) if is_plain_name(name) else None
+        return inside(self.uri, name) if is_plain_name(name) else None
 
     @property
     def confirmed(self) -> list[Mapping[str, Any]]:
         """What sweep.json says of the trials that were trained again."""
-        entries = self.info.get("confirmed")
-        return [each for each in entries if isinstance(each, Mapping)] if entries else []
+        return [each for each in self.info.get("confirmed", []) if isinstance(each, Mapping)]
 
     @property
     def dimensions(self) -> list[Dimension]:
@@ -67,7 +67,7 @@ def read_sweep(uri: str) -> Sweep:
         InputError: Not the folder of a sweep, or damaged files of one.
     """
     folder = RunFolder.open(uri)
-    info = folder.read_json(SWEEP)
+    info = read_info(folder)
     if info is None:
         raise InputError(f"{uri}: holds no {SWEEP}; expected the folder of a sweep, STORAGE/NAME")
     # The table knows trials whose folders were removed; the folders know what is newest.
@@ -97,9 +97,3 @@ def _merge(params: Mapping[str, Any]) -> dict[str, Any]:
     in "init_from[resunet 16]"; a trial has one of them.
     """
     return {name.partition("[")[0] or name: value for name, value in params.items()}
-
-
-def _inside(uri: str, name: str) -> str:
-    """Return where a folder inside another one is; what follows a URI's "?" stays at its end."""
-    path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return f"{path.rstrip('/')}/{name}{mark}{options}"

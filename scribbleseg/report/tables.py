@@ -62,6 +62,8 @@ def how_scored(evaluation: Evaluation) -> str:
     strokes = "take" if settings["honour_strokes"] else "do not take"
     how = ", averaged with the mirrored input" if settings["flip"] else ""
     how += ", along the image's own edges" if settings["edges"] else ""
+    scales = ", ".join(f"{scale:.3g}" for scale in settings["scales"])
+    how += f", averaged over looks at {scales} of the network's size" if scales != "1" else ""
     line = settings["threshold"]
     how += f", object from a probability of {line:g} on" if line != 0.5 else ""
     least = settings["part_threshold"]

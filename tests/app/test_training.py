@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,36 @@ def test_labels_without_their_photograph_are_not_trained_on(studio, root):
         "photo_0",
         "photo_2",
     ]
+
+
+def test_a_mask_whose_strokes_changed_is_not_trained_on(studio, root):
+    for stem in ("photo_0", "photo_1"):
+        accept(studio, stem)
+    strokes = root / "train" / "scribbles" / "photo_1.png"
+    os.utime(strokes, ns=(time.time_ns() + 10**9,) * 2)
+    assert studio.folder.pictures()["photo_1"] == "changed"
+    assert list(studio.folder.collect()[1]) == ["photo_0"]
+
+
+def test_a_stroke_that_changes_nothing_leaves_a_mask_accepted(studio, root):
+    accept(studio, "photo_0")
+    written = (root / "train" / "scribbles" / "photo_0.png").stat().st_mtime_ns
+    sheet = studio.sheets.open("photo_0")
+    nothing = Stroke(label=255, width=1.0, points=((1.0, 1.0),))
+    assert studio.sheets.draw("photo_0", sheet.revision, nothing).revision == sheet.revision
+    assert (root / "train" / "scribbles" / "photo_0.png").stat().st_mtime_ns == written
+    assert studio.folder.pictures()["photo_0"] == "accepted"
+
+
+def test_what_belongs_to_the_training_before_is_left_out(studio, root):
+    before = {"data.cache_dir": "/fast", "data.num_workers": 12, "loss.supervision": "strokes"}
+    config = override(studio.models["main"].config, before)
+    studio.models["main"] = replace(studio.models["main"], config=config)
+    accept(studio, "photo_0")
+    studio.finetune_command()
+    config = from_yaml(FinetuneConfig(), root / "finetune.yaml")
+    assert config.data.cache_dir is None and config.data.num_workers is None
+    assert config.loss.supervision == "mask"
 
 
 def test_a_batch_is_not_cut_into_more_parts_than_it_has(studio, root):

@@ -198,6 +198,8 @@ def test_what_cannot_be_mended(tiny_root: Path, tmp_path: Path, folder: str):
         (np.random.default_rng(0).integers(0, 2, (8, 12, 3), np.uint8), "colours"),
         (np.full((8, 12), 300, np.uint16), "300"),
         (np.zeros((8, 12, 4), np.uint8), "transparent"),
+        # Decoded to their upper 8 bits, 1 and 255 alike would be 0.
+        (np.random.default_rng(0).integers(0, 2, (8, 12, 3), np.uint16), "16 bits in several"),
     ):
         assert cv2.imwrite(str(path), labels)
         with pytest.raises(InputError, match=words):

@@ -14,7 +14,7 @@ from scribbleseg.cli import run_line
 from scribbleseg.config import DataConfig, FinetuneConfig, PretrainConfig, PretrainDataConfig
 from scribbleseg.datasets import remote
 from scribbleseg.datasets.pictures import ImageCache, list_images
-from scribbleseg.datasets.remote import local_copy
+from scribbleseg.datasets.remote import inside, local_copy, outside
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import list_scored
@@ -167,6 +167,26 @@ def test_a_killed_fetch_is_continued(bucket_data, tiny_data, cache, fetched):
 
 
 # What can be wrong.
+
+
+@pytest.mark.parametrize(
+    ("place", "root", "name"),
+    [
+        ("more/train", "more", "train"),
+        ("/data/more/train/", "/data/more", "train"),
+        ("train", ".", "train"),
+        ("s3://bucket/more/train", "s3://bucket/more", "train"),
+        (
+            "s3://b/more/train?endpoint=h:1/x&scheme=http",
+            "s3://b/more?endpoint=h:1/x&scheme=http",
+            "train",
+        ),
+    ],
+)
+def test_a_split_is_taken_off_its_place_and_put_back(place, root, name):
+    assert outside(place) == (root, name)
+    if root != ".":
+        assert inside(root, name) == place.removesuffix("/")
 
 
 def test_what_is_not_there_is_named(object_store, cache):

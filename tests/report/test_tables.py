@@ -35,6 +35,7 @@ def evaluation(*mious: float, fold: int | None = 0) -> Evaluation:
         "edges": False,
         "threshold": 0.5,
         "part_threshold": 0.0,
+        "scales": [1.0],
         "honour_strokes": True,
     }
     return Evaluation(
@@ -55,11 +56,18 @@ def test_figures_of_one_run():
     assert "object from" not in table.note
 
 
+def test_several_looks_are_told():
+    found = evaluation(0.25, 0.75)
+    found.settings["scales"] = [2 / 3, 1.0]
+    assert "size, averaged over looks at 0.667, 1 of the network's size; pi" in how_scored(found)
+
+
 def test_another_threshold_is_told():
     found = evaluation(0.25, 0.75)
     found.settings["threshold"] = 0.62
     assert "its own size, object from a probability of 0.62 on; pixels" in how_scored(found)
     found.settings["part_threshold"] = 0.99
+    assert how_scored(found) != how_scored(evaluation(0.25, 0.75))
     assert "0.62 on, parts without a stroke from 0.99 on; pixels" in how_scored(found)
 
 
