@@ -4,8 +4,8 @@
     python -m benchmarks train_step growth     # these
 
 The others want a benchmark's data set, trained networks or hours, and are run by themselves:
-asha_replay, app_latency, choices, interaction, peers, robustness, scaling_table, serving,
-weak_scaling. `python -m benchmarks.NAME --help` has the settings of each.
+asha_replay, app_latency, choices, interaction, peers, probe_rise, robustness, scaling_table,
+serving, weak_scaling. `python -m benchmarks.NAME --help` has the settings of each.
 """
 
 import subprocess

@@ -6,7 +6,6 @@ says itself how long it took: from the end of the stroke until the mask is paint
     python -m benchmarks.app_latency --strokes 40
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +23,32 @@ from playwright.sync_api import Page, expect, sync_playwright
 from skimage import data
 
 from scribbleseg.cli import exit_status
+from scribbleseg.config import parse_arguments, require
 
 # See tests/app/test_page.py.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What is drawn, and what sees it."""
+
+    checkpoint: str = "released:best"
+    """Checkpoint, run or released:NAME."""
+    strokes: int = 40
+    """Strokes that are drawn and timed (1 or more)."""
+    seconds: float = 1.0
+    """From one stroke to the next (0 or more)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.strokes >= 1, "strokes", self.strokes, "1 or more")
+        require(self.seconds >= 0, "seconds", self.seconds, "0 or more")
+
+
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", default="released:best")
-    parser.add_argument("--strokes", type=int, default=40)
-    parser.add_argument("--seconds", type=float, default=1.0, help="from stroke to stroke")
-    given = parser.parse_args()
+    given: Drawing = parse_arguments(Drawing, sys.argv[1:], prog="python -m benchmarks.app_latency")
     with tempfile.TemporaryDirectory() as scratch:
         write_photographs(Path(scratch) / "train" / "images")
         code = "from scribbleseg.cli import main; main()"

@@ -1,10 +1,10 @@
-"""Prediction: milliseconds per image of 500×375, beside methods that need no training.
+"""Prediction: images of 500×375 per second, beside methods that need no training.
 
-The network looks once, as it does while a person draws (`released:best` looks at three scales and
-their mirror images where nobody waits). PyTorch as it comes, compiled, and from ONNX Runtime, for
-one image and for batches of 16; GrabCut (OpenCV) and random walker (scikit-image, at the image's
-own size and at half of it) on the same image and strokes. Whole predictions come three in a row, as
-from a folder:
+The network looks once, as it does while a person draws, and as often as its checkpoint says, which
+it does where nobody waits (`released:best` at three scales and their mirror images). PyTorch as it
+comes, compiled, and from ONNX Runtime, for one image and for batches of 16; GrabCut (OpenCV) and
+random walker (scikit-image, at the image's own size and at half of it) on the same image and
+strokes. Whole predictions come three in a row, as from a folder:
 
     python -m benchmarks.prediction --checkpoint released:best
 """

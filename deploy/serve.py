@@ -21,7 +21,8 @@ from scribbleseg.cli import exit_status, say
 from scribbleseg.config import Looker, parse_arguments, require, to_words
 from scribbleseg.datasets.files import MAX_MEGAPIXELS
 from scribbleseg.errors import InputError
-from train.launch import ClusterConfig, absolute, start_ray
+from train.launch import ClusterConfig, start_ray
+from train.places import absolute
 
 PROG = "python -m deploy.serve"
 NAME = "scribbleseg"

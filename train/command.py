@@ -22,15 +22,8 @@ from scribbleseg.config import (
 from scribbleseg.datasets.workers import prepare_workers
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder, find_checkpoint
-from train.launch import (
-    LaunchConfig,
-    absolute,
-    choose_run,
-    git_commit,
-    launch_job,
-    sole,
-    uncollected,
-)
+from train.launch import LaunchConfig, launch_job, uncollected
+from train.places import absolute, choose_run, git_commit, sole
 
 ConfigT = TypeVar("ConfigT")
 Recipes = Mapping[str, Callable[[], ConfigT]]

@@ -9,7 +9,7 @@ from scribbleseg.config import FinetuneConfig
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
 from train.command import Order, carry_out, finetune_rank, read_job, write_page
-from train.launch import absolute, absolute_data
+from train.places import absolute, absolute_data
 from train.recipes import RECIPES
 
 PROG = "python -m train.finetune"

@@ -1,33 +1,29 @@
-"""From a training function to a finished Ray Train job: cluster, resources, folder, exit status.
+"""From a training function to a finished Ray Train job: cluster, resources, exit status.
 
 The facts of a cluster live here and nowhere in `scribbleseg`. Ray is imported where it is used:
 `--help` answers at once, and loader processes, which import the main module, start light.
 """
 
 import gc
-import hashlib
 import logging
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import torch
 import tyro
-from filelock import FileLock, Timeout
 from pyarrow.fs import FileType
 
-from scribbleseg.config import DataConfig, PretrainConfig, config_hash, from_dict, require
+from scribbleseg.config import require
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.runs import RunFolder
+from train.places import absolute
 from train.progress import Board, RemoteBoard, Watcher
 
 T = TypeVar("T")
@@ -157,38 +153,6 @@ class Resources:
 
     cpus: int
     gpus: int
-
-
-def absolute(location: str) -> str:
-    """Return a local path made absolute, because workers start elsewhere.
-
-    URIs and released:NAME stay as they are.
-    """
-    if "://" in location or location.startswith("released:"):
-        return location
-    return str(Path(location).expanduser().resolve())
-
-
-def absolute_pretraining(config: PretrainConfig) -> PretrainConfig:
-    """Return the settings of a pretraining with its folders made absolute."""
-    data, probe = config.data, config.probe
-    data = replace(
-        data,
-        roots=tuple(map(absolute, data.roots)),
-        cache_dir=None if data.cache_dir is None else absolute(data.cache_dir),
-    )
-    root = None if probe.root is None else absolute(probe.root)
-    return replace(config, data=data, probe=replace(probe, root=root))
-
-
-def absolute_data(data: DataConfig) -> DataConfig:
-    """Return the settings of the data with its folders made absolute."""
-    return replace(
-        data,
-        root=absolute(data.root),
-        extra=tuple(map(absolute, data.extra)),
-        cache_dir=None if data.cache_dir is None else absolute(data.cache_dir),
-    )
 
 
 def start_ray(launch: ClusterConfig) -> None:
@@ -494,78 +458,3 @@ def _last_words(error: Exception) -> str:
     first: object = next(iter(failures.values()), error)
     lines = [line.strip() for line in str(first).splitlines() if line.strip()]
     return f"training failed: {lines[-1] if lines else type(first).__name__}"
-
-
-def choose_run(
-    config: Any, storage: str, *, recipe: str, name: str | None, fresh: bool
-) -> tuple[str, RunFolder]:
-    """Return the name and the folder of the run to start or to continue.
-
-    Raises:
-        InputError: the folder holds a run of another configuration, or is none.
-    """
-    if "://" not in storage and Path(storage).is_file():
-        raise InputError(f"{storage}: is a file, expected a folder; choose another --storage")
-    wanted = first = name or f"{recipe}-{config_hash(config)}"
-    run = RunFolder.at(storage, wanted)
-    if fresh:
-        number = 2
-        while run.exists():
-            wanted = f"{first}--{number}"
-            run = RunFolder.at(storage, wanted)
-            number += 1
-    record = run.read_record()
-    if record is not None and not _tells_of(record.get("config"), config):
-        raise InputError(
-            f"{storage}/{wanted}: holds a run with other settings; choose another --name, "
-            "or --fresh to start anew beside it"
-        )
-    return wanted, run
-
-
-@contextmanager
-def sole(place: str) -> Generator[None]:
-    """Keep a run or a sweep to this process of the machine: two would write over each other.
-
-    Raises:
-        InputError: another process has it.
-    """
-    digest = hashlib.sha256(place.encode()).hexdigest()[:16]
-    # Not in the folder: that may be a bucket, or not be there yet.
-    lock = FileLock(Path(tempfile.gettempdir()) / f"scribbleseg-{os.getuid()}-{digest}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{place}: another process on this machine is at work on it; wait for its end or stop "
-            "it, or choose another --name"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _tells_of(found: Any, config: Any) -> bool:
-    """Say whether a record's settings are these; one of an older version lacks what came later."""
-    try:
-        return isinstance(found, dict) and from_dict(type(config), found) == config
-    except InputError:
-        return False
-
-
-def git_commit() -> str | None:
-    """Return the commit of this code, with "+changes" if it was edited; None outside git."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        # Installed somewhere below another project's folder, it is not of that project's commits.
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -28,7 +28,6 @@ from scribbleseg.predict import Predictor, load_as_asked
 from train.launch import (
     ClusterConfig,
     Resources,
-    absolute,
     living_nodes,
     plan_resources,
     start_ray,
@@ -36,6 +35,7 @@ from train.launch import (
     wait_for_room,
 )
 from train.masks import SCENES_AHEAD, Drawn, Failure, Folders, MaskActor, MaskMaker, Wishes
+from train.places import absolute
 from train.worklist import FAILED, list_work, require_same_masks, write_failures
 
 PROG = "python -m train.predict"

@@ -7,7 +7,7 @@ from scribbleseg.cli import exit_status
 from scribbleseg.config import PretrainConfig
 from scribbleseg.datasets.pictures import list_images
 from train.command import Order, carry_out, pretrain_rank, read_job, write_page
-from train.launch import absolute_pretraining
+from train.places import absolute_pretraining
 from train.recipes import PRETRAIN_RECIPES
 
 PROG = "python -m train.pretrain"

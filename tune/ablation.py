@@ -50,15 +50,8 @@ from scribbleseg.report.tables import Table
 from scribbleseg.runs import RunFolder, find_checkpoint
 from train.command import Order, base_config, carry_out, finetune_rank, pretrain_rank, usage
 from train.estimate import time_steps
-from train.launch import (
-    LaunchConfig,
-    absolute,
-    absolute_data,
-    absolute_pretraining,
-    git_commit,
-    plan_resources,
-    this_machine,
-)
+from train.launch import LaunchConfig, plan_resources, this_machine
+from train.places import absolute, absolute_data, absolute_pretraining, git_commit
 from train.recipes import PRETRAIN_RECIPES, RECIPES
 from tune.comparison import (
     TITLES,

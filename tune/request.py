@@ -20,7 +20,8 @@ from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
 from train.command import base_config
-from train.launch import LaunchConfig, Resources, absolute, absolute_data, num_places, require_named
+from train.launch import LaunchConfig, Resources, num_places, require_named
+from train.places import absolute, absolute_data
 from train.recipes import RECIPES
 from tune.spaces import (
     SETTINGS,

@@ -30,13 +30,12 @@ from train.estimate import time_steps
 from train.launch import (
     Resources,
     call_remotely,
-    git_commit,
     living_nodes,
-    sole,
     start_ray,
     this_machine,
     wait_for_room,
 )
+from train.places import git_commit, sole
 from tune.comparison import paired_difference, score_all
 from tune.request import PROG, Sweep, plan_hardware, prepare
 from tune.rungs import rung_epochs

@@ -13,23 +13,20 @@ import ray
 from scribbleseg.config import FinetuneConfig, override, to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
-from train import launch as launching
+from train import places
 from train.command import Order, carry_out
 from train.estimate import Pace, time_steps
 from train.launch import (
     ClusterConfig,
     LaunchConfig,
     Resources,
-    absolute,
     call_remotely,
-    choose_run,
-    git_commit,
     plan_resources,
-    sole,
     start_ray,
     uncollected,
     wait_for_room,
 )
+from train.places import absolute, choose_run, git_commit, sole
 
 
 @pytest.mark.parametrize(
@@ -262,13 +259,13 @@ def test_the_commit_is_that_of_this_code_alone(tmp_path, monkeypatch):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
                        cwd=tmp_path, check=True, capture_output=True)  # fmt: skip
 
-    inside = tmp_path / "launch.py"
-    shutil.copy(launching.__file__, inside)
-    monkeypatch.setattr(launching, "__file__", str(inside))
+    inside = tmp_path / "places.py"
+    shutil.copy(places.__file__, inside)
+    monkeypatch.setattr(places, "__file__", str(inside))
     git("init")
     git("commit", "--allow-empty", "-m", "another project's")
     assert git_commit() is None
-    git("add", "launch.py")
+    git("add", "places.py")
     git("commit", "-m", "ours")
     commit = git_commit()
     assert commit is not None and len(commit) == 40
