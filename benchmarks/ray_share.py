@@ -184,18 +184,22 @@ def train(kind: str, config: FinetuneConfig, share: Share) -> tuple[float, list[
         (scratch / "runs").mkdir()
         words = command(kind, scratch, share)
         time.sleep(SECONDS_OF_REST)
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            words,
-            env=os.environ | {"PYTHONPATH": os.getcwd(), "GLOO_SOCKET_IFNAME": "lo"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while not (scratch / STEPPED).exists() and process.poll() is None:
-            time.sleep(0.02)
-        first = time.perf_counter() - began
-        if process.wait():
-            raise RuntimeError(f"{kind} failed: {' '.join(words)}")
+        with (scratch / "errors").open("wb") as errors:
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                words,
+                env=os.environ | {"PYTHONPATH": os.getcwd(), "GLOO_SOCKET_IFNAME": "lo"},
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+            while not (scratch / STEPPED).exists() and process.poll() is None:
+                time.sleep(0.02)
+            first = time.perf_counter() - began
+            process.wait()
+        if process.returncode:
+            told = (scratch / "errors").read_text(errors="replace")
+            sys.stderr.write(told)
+            raise RuntimeError(f"{kind} failed, as told above: {' '.join(words)}")
         if kind == EMPTY:
             return first, []
         rows = RunFolder.at(str(scratch / "runs"), "run").read_metrics()
