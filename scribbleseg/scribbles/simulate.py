@@ -94,7 +94,12 @@ def simulate(
             _draw(canvas, path, label, width)
             if misplaced > 0:
                 _draw(canvas, _sub_path(path, misplaced, generator), 1 - label, width)
-        np.copyto(strokes, canvas, where=region & (canvas != UNLABELLED))
+        inside = region & (canvas != UNLABELLED)
+        if region.any() and not inside.any():
+            # Smoothed, a path can leave what is thin all over: a dot where it is widest.
+            widest = np.unravel_index(int(_depth(region).argmax()), region.shape)
+            canvas[widest], inside[widest] = label, True
+        np.copyto(strokes, canvas, where=inside)
     return strokes
 
 
@@ -189,9 +194,7 @@ def _parts(region: Bool[np.ndarray, "h w"], label: int) -> Iterator[_Part]:
     num, labels = cv2.connectedComponents(pixels, connectivity=8)
     if num == 1:
         return
-    # Zeros around the image make its border a border of the parts.
-    padded = cv2.copyMakeBorder(pixels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    depth = cv2.distanceTransform(padded, cv2.DIST_L1, 3)[1:-1, 1:-1]
+    depth = _depth(region)
     areas = np.bincount(labels.ravel(), minlength=num)
     largest = 1 + int(areas[1:].argmax())
     scale = np.sqrt(region.size / REFERENCE_PIXELS)
@@ -214,6 +217,13 @@ def _parts(region: Bool[np.ndarray, "h w"], label: int) -> Iterator[_Part]:
             min_area=round(scale**2 * MIN_PIECE_AREA),
             essential=bool(part == largest),
         )
+
+
+def _depth(region: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    """Return the city-block distance to the nearest pixel outside the region or the image."""
+    # Zeros around the image make its border a border of the region.
+    padded = cv2.copyMakeBorder(region.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    return cv2.distanceTransform(padded, cv2.DIST_L1, 3)[1:-1, 1:-1]
 
 
 def _paths(

@@ -102,6 +102,17 @@ def test_every_class_that_exists_has_a_stroke(name: str, style: str) -> None:
     np.testing.assert_array_equal(strokes[drawn], mask[drawn])
 
 
+def test_a_short_stretch_of_a_path_that_left_its_class_still_is_a_stroke() -> None:
+    """Noise, thin all over: a smoothed skeleton runs beside it, and so do parts of it."""
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        noise = (generator.random(generator.integers(3, 30, 2)) < generator.random()).astype(
+            np.uint8
+        )
+        strokes = simulate(noise, generator, style="skeleton", width=1, length=0.05)
+        assert set(np.unique(strokes)) - {255} == set(np.unique(noise))
+
+
 @pytest.mark.parametrize("value", [0, 1])
 def test_a_class_that_does_not_exist_has_none(value: int) -> None:
     strokes = simulate(np.full((90, 120), value, np.uint8), np.random.default_rng(0))
