@@ -109,7 +109,7 @@ def test_a_short_stretch_of_a_path_that_left_its_class_still_is_a_stroke() -> No
         noise = (generator.random(generator.integers(3, 30, 2)) < generator.random()).astype(
             np.uint8
         )
-        strokes = simulate(noise, generator, style="skeleton", width=1, length=0.05)
+        strokes = simulate(noise, generator, style="skeleton", width=1.0, length=0.05)
         assert set(np.unique(strokes)) - {255} == set(np.unique(noise))
 
 
