@@ -29,7 +29,6 @@ from scribbleseg.datasets.scenes import (
     fold_stems,
     list_scenes,
     read_scene,
-    write_png,
 )
 from scribbleseg.errors import InputError
 from scribbleseg.manifest import make_folder, to_json, write_bytes
@@ -188,7 +187,6 @@ def evaluate(
     fold: int | None = None,
     cache_dir: str | None = None,
     honour_strokes: bool = True,
-    masks: bool = False,
     watch: Watch = iter,
 ) -> Evaluation:
     """Score a network on a split, and write what was found.
@@ -197,11 +195,10 @@ def evaluate(
         predictor: The network.
         root: Folder or URI that holds the splits.
         split: Name of the split; it must have ground truth.
-        out: Folder for scores.csv, summary.json and the masks; None writes nothing.
+        out: Folder for scores.csv and summary.json; None writes nothing.
         fold: Only this fold of the split, by the rule of `fold_stems`; None: all of it.
         cache_dir: Where remote data are kept, see `remote.local_copy`.
         honour_strokes: Pixels under a stroke take the stroke's label before they are scored.
-        masks: Also write the masks, to `out`/masks/STEM.png.
         watch: Wraps the list of samples that is iterated over: the place for a progress bar.
 
     Raises:
@@ -232,9 +229,6 @@ def evaluate(
                 **dataclasses.asdict(result.scores),
             )
         )
-        if masks and out is not None:
-            (out / "masks").mkdir(parents=True, exist_ok=True)
-            write_png(out / "masks" / f"{result.stem}.png", result.prediction, palette=True)
     settings = {
         "checkpoint": predictor.source,
         "root": str(root),
