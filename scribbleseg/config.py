@@ -543,8 +543,9 @@ class FinetuneConfig:
     def going_on(self, start: str) -> "FinetuneConfig":
         """Return settings for a training on other data that starts from weights of these settings.
 
-        What has learnt already is only nudged, for 20 epochs, at a quarter of the learning rates
-        that recipes begin with; whatever belongs to the data and the machine of then is left out.
+        What has learnt already is only nudged, for 20 epochs, at a fifth to a quarter of the
+        learning rates of the recipes for a CPU; whatever belongs to the data and the machine of
+        then is left out.
 
         Args:
             start: The checkpoint of those weights, as `init_from` names it.

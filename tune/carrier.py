@@ -100,10 +100,9 @@ def confirm(
     missing = [name for name in left if name not in hopeless and not sweep.child(name).finished()]
     for repeat in repeats:
         if repeat.name not in missing:
+            state = "failed" if repeat.name in hopeless else "finished"
             reason = hopeless.get(repeat.name, "")
-            write_trial(
-                sweep, replace(repeat, state="failed" if reason else "finished", reason=reason)
-            )
+            write_trial(sweep, replace(repeat, state=state, reason=reason))
     if missing:
         raise RuntimeError(f"{', '.join(missing)}: not confirmed; give the same command again")
     found: list[dict[str, Any]] = []

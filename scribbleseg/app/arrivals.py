@@ -16,7 +16,6 @@ from scribbleseg.errors import InputError
 
 MAX_PIXELS = 64_000_000
 """Of one photograph; with its probabilities it takes about 30 bytes of memory for each."""
-# EXIF's tag of how a camera was held; 1 is upright.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 

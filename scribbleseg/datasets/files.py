@@ -20,6 +20,8 @@ from scribbleseg.manifest import make_folder
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # More than this Pillow takes for an attack.
 MAX_MEGAPIXELS = 178
+# EXIF's tag of how a camera was held; 1 is upright.
+_ORIENTATION = 0x0112
 
 # Pillow's decoders meet damaged files with all of these.
 DECODE_ERRORS = (
@@ -132,9 +134,6 @@ def eight_bits(picture: Image.Image) -> Image.Image:
     if not picture.mode.startswith("I"):
         return picture
     return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-
-
-_ORIENTATION = 0x0112
 
 
 def is_turned(picture: Image.Image) -> bool:
