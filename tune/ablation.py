@@ -7,6 +7,7 @@ The two tables of the 2025 report, made fair and repeatable:
   has ResUNet's encoder, and starts from the same run. Encoders that were pretrained before, on
   better hardware maybe, are given with `--pretrained`.
 - Pretraining sees all images, those held out for validation among them, but no labels.
+- `--folds` holds out several folds in turn and pools their images: more of them than one fold has.
 - The last checkpoint of every run is scored, not the best one: nothing is chosen on the validation
   images, which would be kind to whichever run fluctuates most.
 - Scratch and DINO are compared image by image, each image averaged over the seeds first.
@@ -95,7 +96,10 @@ class AblationJob:
     architectures: tuple[Architecture, ...] = ("unet", "resunet", "attention_resunet")
     """Networks to compare."""
     seeds: int = 3
-    """Fine-tuning runs per table cell, of seeds 0, 1, ... (1 or more)."""
+    """Fine-tuning runs per table cell and fold, of seeds 0, 1, ... (1 or more)."""
+    folds: tuple[int, ...] = ()
+    """Folds held out in turn, in runs of their own, and pooled; none: --finetune.data.fold alone.
+    """
     shares: tuple[float, ...] = (1.0,)
     """Shares of the training labels to compare at, each in (0, 1]."""
     pretrain_seeds: int = 1
@@ -149,7 +153,9 @@ class Run:
         """What people call it."""
         start, architecture, share = self.cell
         part = "" if share == 1 else f" with {percent(share)} of the labels"
-        return f"{architecture} {start} seed {self.config.train.seed}{part}"
+        fold = getattr(self.config.data, "fold", None)
+        held_out = "" if fold is None else f" fold {fold}"
+        return f"{architecture} {start}{held_out} seed {self.config.train.seed}{part}"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -207,6 +213,10 @@ def settle(job: AblationJob, base: AblationJob) -> AblationJob:
         require(0 < len(values) == len(set(values)), key, values, "one or more, none of them twice")
     for share in job.shares:
         require(0 < share <= 1, "shares", share, "shares above 0, at most 1")
+    last = job.finetune.data.num_folds - 1
+    require(len(job.folds) == len(set(job.folds)), "folds", job.folds, "none of them twice")
+    for fold in job.folds:
+        require(0 <= fold <= last, "folds", fold, f"0 to {last}, by --finetune.data.num-folds")
     given, before = flatten(to_dict(job)), flatten(to_dict(base))
     for key in given:
         decides = "--finetune.model" if key.startswith("pretrain.model.") else PLANNED.get(key)
@@ -216,7 +226,12 @@ def settle(job: AblationJob, base: AblationJob) -> AblationJob:
     if not (job.data_root or data.root):
         raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
     root = absolute(job.data_root or data.root)
-    if data.fold is None and data.val_split is None:
+    if job.folds and data.val_split is not None:
+        raise InputError(
+            f"folds is {job.folds}, but finetune.data.val_split is {data.val_split}; expected one "
+            "of the two"
+        )
+    if not job.folds and data.fold is None and data.val_split is None:
         raise InputError("finetune.data.fold and val_split are None; expected images to compare on")
     images = tuple(absolute(each) for each in job.images or (root,))
     if job.launch.is_local:
@@ -289,19 +304,23 @@ def plan(job: AblationJob, place: str, given: Mapping[object, str]) -> list[Run]
         )
         pretraining.setdefault(name, Run(name=name, config=config))
     finetuning: list[Run] = []
-    cells = itertools.product(range(job.seeds), job.shares, job.architectures, ("scratch", "dino"))
-    for seed, share, architecture, start in cells:
+    folds = job.folds or (job.finetune.data.fold,)
+    starts = ("scratch", "dino")
+    cells = itertools.product(range(job.seeds), folds, job.shares, job.architectures, starts)
+    for seed, fold, share, architecture, start in cells:
         model = replace(job.finetune.model, architecture=architecture)
         kind = encoder_settings(model)["encoder"]
         encoder = given.get(kind, f"{place}/pretrain-{kind}-s{seed % job.pretrain_seeds}")
         config = replace(
             job.finetune,
             model=model,
-            data=replace(job.finetune.data, share=share),
+            data=replace(job.finetune.data, share=share, fold=fold),
             train=replace(job.finetune.train, seed=seed),
             init_from=encoder if start == "dino" else None,
         )
-        finetuning.append(Run(name=f"{architecture}-{start}-s{seed}-share{share}", config=config))
+        name = f"{architecture}-{start}-s{seed}-share{share}"
+        part = f"-fold{fold}" if job.folds else ""
+        finetuning.append(Run(name=f"{name}{part}", config=config))
     return [*pretraining.values(), *finetuning]
 
 
@@ -340,16 +359,21 @@ def train_all(runs: Sequence[Run], place: str, recipe: str, launch: LaunchConfig
 
 def write_results(runs: Sequence[Run], folder: RunFolder, place: str, job: AblationJob) -> None:
     """Score the last checkpoint of every fine-tuning run; write tables and page."""
-    finetuning = [(run.cell, run) for run in runs if isinstance(run.config, FinetuneConfig)]
-    uris = [f"{place}/{run.name}" for _, run in finetuning]
-    scored = score_all(uris, job.finetune, job.launch)
-    scores: dict[Cell, list[list[Row]]] = {}
+    finetuning = {
+        f"{place}/{run.name}": (run, run.config)
+        for run in runs
+        if isinstance(run.config, FinetuneConfig)
+    }
+    scored = score_all([(uri, config) for uri, (_, config) in finetuning.items()], job.launch)
+    seeds: dict[Cell, dict[int, list[Row]]] = {}
     histories: dict[Cell, list[list[dict[str, Any]]]] = {}
-    for (cell, run), rows in zip(finetuning, scored, strict=True):
-        scores.setdefault(cell, []).append(rows)
-        histories.setdefault(cell, []).append(RunFolder.at(place, run.name).read_metrics())
+    for (run, config), rows in zip(finetuning.values(), scored, strict=True):
+        # A seed's folds hold other images each: together they are as one run's.
+        seeds.setdefault(run.cell, {}).setdefault(config.train.seed, []).extend(rows)
+        histories.setdefault(run.cell, []).append(RunFolder.at(place, run.name).read_metrics())
+    scores = {cell: list(each.values()) for cell, each in seeds.items()}
     found = figures(scores)
-    results = to_tables(found, explain(job, len(scored[0])))
+    results = to_tables(found, explain(job, len(next(iter(scores.values()))[0])))
     charts = curves.compare(
         [
             (f"{cell.architecture}, {TITLES[cell.start]}", mean_history(each))
@@ -363,9 +387,9 @@ def write_results(runs: Sequence[Run], folder: RunFolder, place: str, job: Ablat
 
 
 def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the mean over seeds of every epoch's figures, those that all seeds have.
+    """Return the mean over runs of every epoch's figures, those that all of them have.
 
-    A seed that was trained with more workers than the others has some that they lack.
+    A run that was trained with more workers than the others has some that they lack.
     """
     return [
         {
@@ -380,7 +404,9 @@ def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[
 def explain(job: AblationJob, num_images: int) -> str:
     """Return what a reader must know to read the tables right."""
     data = job.finetune.data
-    part = f"{data.split}, fold {data.fold}" if data.fold is not None else data.val_split
+    folds = ", ".join(map(str, job.folds or (data.fold,)))
+    named = f"folds {folds}, held out in turn" if len(job.folds) > 1 else f"fold {folds}"
+    part = data.val_split or f"{data.split}, {named}"
     return (
         f"Mean ± standard deviation over {job.seeds} fine-tuning seed(s); {num_images} images of "
         f"{part}; the last checkpoint of each run, so nothing was chosen on these images. DINO: "

@@ -95,21 +95,20 @@ def paired_difference(
     return float(gains.mean()), *bootstrap_interval(gains.tolist(), generator)
 
 
-def score_all(uris: Sequence[str], config: FinetuneConfig, launch: LaunchConfig) -> list[list[Row]]:
+def score_all(runs: Sequence[tuple[str, FinetuneConfig]], launch: LaunchConfig) -> list[list[Row]]:
     """Score the last checkpoints of finished runs, on a cluster where the data are.
 
     Args:
-        uris: The runs.
-        config: Says on which images, those that the runs were validated on.
+        runs: Where each of them is, and the settings that say on which images it was validated.
         launch: Whether there is a cluster.
 
     Raises:
         InputError: what is wrong with the data.
     """
     if launch.is_local:
-        return [score(uri, config) for uri in uris]
+        return [score(uri, config) for uri, config in runs]
     start_ray(launch)
-    return call_remotely(score, [(uri, config) for uri in uris])
+    return call_remotely(score, runs)
 
 
 def score(uri: str, config: FinetuneConfig) -> list[Row]:

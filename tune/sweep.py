@@ -184,8 +184,8 @@ def compare(sweep: Sweep, confirmed: Sequence[dict[str, Any]], own: int) -> list
     """
     rows: dict[int, list[list[Row]]] = {}
     for each in confirmed:
-        uris = [f"{sweep.place}/{name}" for name in each["runs"]]
-        rows[each["trial"]] = score_all(uris, sweep.job.config, sweep.job.launch)
+        runs = [(f"{sweep.place}/{name}", sweep.job.config) for name in each["runs"]]
+        rows[each["trial"]] = score_all(runs, sweep.job.launch)
     return [
         each
         if each["trial"] == own

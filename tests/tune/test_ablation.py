@@ -4,6 +4,7 @@ import csv
 import json
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,26 @@ def test_shares_and_pretraining_seeds_multiply_the_plan(tiny_data):
     ends = [configs[f"resunet-dino-s{seed}-share0.25"].init_from[-2:] for seed in range(3)]
     assert ends == ["s0", "s1", "s0"]
     assert configs["resunet-scratch-s2-share0.25"].data.share == 0.25
+
+
+def test_folds_are_held_out_in_turn_by_runs_of_their_own(tiny_data):
+    job = make_job(tiny_data, seeds=2, folds=(2, 0), architectures=("unet",))
+    configs = {run.name: run.config for run in plan(job, "/a", {})}
+    assert list(configs)[:3] == [
+        "pretrain-unet-s0",
+        "unet-scratch-s0-share1.0-fold2",
+        "unet-dino-s0-share1.0-fold2",
+    ]
+    assert len(configs) == 1 + 2 * 2 * 2
+    assert configs["unet-scratch-s1-share1.0-fold0"].data.fold == 0
+    assert configs["unet-scratch-s1-share1.0-fold2"].data.fold == 2
+    # One encoder serves all folds, and a fold that is not asked for names no run.
+    assert {each.init_from for each in configs.values() if isinstance(each, FinetuneConfig)} == {
+        None,
+        "/a/pretrain-unet-s0",
+    }
+    job = make_job(tiny_data, architectures=("unet",))
+    assert plan(job, "/a", {})[1].config.data.fold == 0
 
 
 def save(folder, config):
@@ -205,6 +226,12 @@ def test_histories_are_averaged_epoch_by_epoch():
         (["cpu", "--finetune.train.seed", "3"], "finetune.train.seed is set by the ablation"),
         (["cpu", "--pretrain.model.width", "8"], "expected --finetune.model"),
         (["--data.root", "x", "--finetune.data.fold", "None"], "expected images to compare on"),
+        (["cpu", "--folds", "0", "5"], "folds is 5; expected 0 to 4"),
+        (["cpu", "--folds", "1", "1"], "folds is (1, 1); expected none of them twice"),
+        (
+            "--data.root x --folds 1 --finetune.data.fold None --finetune.data.val-split v".split(),
+            "expected one of the two",
+        ),
         (["cpu", "--finetune.train.epochs", "0"], "train.epochs is 0"),
     ],
 )
@@ -212,6 +239,28 @@ def test_bad_command_lines_are_one_line_and_status_2(arguments, words, capsys):
     assert exit_status(lambda: main(arguments)) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_a_seeds_folds_are_scored_each_on_its_own_images_and_pooled(tiny_data, tmp_path):
+    encoder = save(
+        tmp_path / "eyes", PretrainConfig(model=ModelConfig(width=8, depth=3, norm="group"))
+    )
+    main(["demo", f"--data-root={tiny_data}", f"--storage={tmp_path}", "--name=a", "--seeds=1",
+          "--architectures=unet", *TINY, "--folds", "0", "1",
+          f"--pretrained={encoder}"])  # fmt: skip
+    folder = tmp_path / "a"
+    rows = []
+    for fold in (0, 1):
+        uri = f"{folder}/unet-scratch-s0-share1.0-fold{fold}"
+        config = read_model(Path(uri) / "checkpoint_0001").config
+        assert config.data.fold == fold
+        rows += score(uri, config)
+    assert len({row.stem for row in rows}) == len(rows)
+    lines = list(csv.DictReader((folder / "tables.csv").read_text().splitlines()))
+    [shown] = [each for each in lines if each["table"] == "scratch" and each["metric"] == "miou"]
+    assert float(shown["mean"]) == pytest.approx(statistics.mean(row.miou for row in rows))
+    text = (folder / "tables.md").read_text()
+    assert f"{len(rows)} images of train, folds 0, 1, held out in turn" in text
 
 
 def test_images_that_are_not_there_are_named(tiny_data):
@@ -244,7 +293,7 @@ def test_a_whole_ablation_and_the_same_command_again(tiny_data, tmp_path, capsys
     main(command())
     said = capsys.readouterr().out
     assert "6 runs of 6 epochs together, 0 of them finished" in said
-    assert "[3/6] unet scratch seed 0: mIoU 0." in said and "left" in said
+    assert "[3/6] unet scratch fold 0 seed 0: mIoU 0." in said and "left" in said
     folder = tmp_path / "a"
     names = json.loads((folder / "ablation.json").read_text())["runs"]
     assert len(names) == 6 and all(RunFolder.at(str(folder), name).finished() for name in names)
