@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -105,12 +106,37 @@ def test_those_of_speed_run(name: str, words: list[str], tmp_path: Path):
     assert out.with_suffix(".md").read_text().startswith("| ")
 
 
+def test_more_draws_leave_the_first_as_it_is(tiny_data: Path):
+    from benchmarks.robustness import Robustness, strokes_of
+    from scribbleseg.datasets.scenes import read_scene
+
+    bench = Robustness(root=str(tiny_data), groups=("length",))
+    scene = read_scene(bench.paths()[0])
+    one = strokes_of(scene, 5, bench)
+    three = strokes_of(scene, 5, Robustness(root=str(tiny_data), draws=3))
+    assert {kind for kind, _ in one} == {"length"} and set(one) < set(three)
+    for name, (strokes,) in one.items():
+        first, second, third = three[name]
+        np.testing.assert_array_equal(first, strokes)
+        assert (second != first).any() and (third != second).any()
+
+
+def test_what_short_strokes_keep_is_a_ratio_of_means():
+    from benchmarks.robustness import kept
+
+    whole = np.linspace(0.5, 1, 40)
+    share, low, high = kept(whole * np.where(np.arange(40) % 2, 0.8, 1.0), whole)
+    assert low < share < high and share == pytest.approx(1 - 0.2 * whole[1::2].sum() / whole.sum())
+    assert kept(0.9 * whole, whole) == pytest.approx((0.9, 0.9, 0.9))
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("scaling_table", ["--recipe", "foo"]),
         ("scaling_table", ["--gpus", "0"]),
         ("interaction", ["--strokes", "4"]),
+        ("robustness", ["--draws", "0"]),
         ("ray_share", ["--root", "DATA", "--changes", "foo"]),
     ],
 )
