@@ -37,7 +37,7 @@ WIDTHS = (1, 3, 5, 9, 15)
 MISPLACED = (0.0, 0.02, 0.05, 0.1)
 STYLES = ("curve", "skeleton", "line")
 
-Group = Literal["own", "length", "thickness", "wrong", "style"]
+Group = Literal["own", "length", "thickness", "misplaced", "style"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 # For this share of the strokes' length it is said how much of its mIoU a network keeps.
 SHORT = 0.1
@@ -72,7 +72,7 @@ def variants() -> dict[Variant, dict[str, Any]]:
     return (
         {("length", f"{length:g}"): {"length": length} for length in LENGTHS}
         | {("thickness", f"{width}"): {"width": float(width)} for width in WIDTHS}
-        | {("wrong", f"{share:g}"): {"misplaced": share} for share in MISPLACED}
+        | {("misplaced", f"{share:g}"): {"misplaced": share} for share in MISPLACED}
         | {("style", style): {"style": style} for style in STYLES}
     )
 
@@ -129,7 +129,7 @@ def draw(found: dict[str, dict[Variant, Scores]], groups: Sequence[str], path: P
         for checkpoint, scores in found.items():
             curve = [(name, each.mean()) for (kind, name), each in scores.items() if kind == group]
             axes.plot(*zip(*curve, strict=True), marker="o", label=checkpoint)
-        axes.set_xlabel({"wrong": "wrong share"}.get(group, group))
+        axes.set_xlabel(group)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("mIoU")
     panels[0].legend()
@@ -158,7 +158,7 @@ def main() -> None:
                 f"{name} keeps {share:.3f} ({low:.3f} to {high:.3f}) of its mIoU at {SHORT:g} of "
                 "the length\n"
             )
-    curves = [group for group in bench.groups if group in ("length", "thickness", "wrong")]
+    curves = [group for group in bench.groups if group in ("length", "thickness", "misplaced")]
     if bench.figure is not None and curves:
         draw(found, curves, bench.figure)
 
