@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from scribbleseg.config import ProbeConfig, StrokesConfig
 from scribbleseg.datasets.scenes import Scene, ScenePaths, list_scenes
 from scribbleseg.errors import InputError
+from scribbleseg.losses.dino import effective_rank
 from scribbleseg.metrics import confusion
 from scribbleseg.models.vit import VitEncoder
 from scribbleseg.predict import network_inputs, pad, to_mask
@@ -95,6 +96,32 @@ def probe(
             prediction = to_mask(logits[0, 0], scene.scribbles, honour_strokes=False)
             scores.append(confusion(prediction, scene.mask).miou)
     return fmean(scores)
+
+
+def dimensions(encoder: nn.Module, views: Float[Tensor, "n 3 h w"]) -> float:
+    """Return which share of its channels an encoder makes use of, in (0, 1]; no label is needed.
+
+    At every level, the effective rank of the features at some positions of all views over the
+    number of channels; then the mean over levels. Deviation and entropy miss a collapse to a few
+    dimensions (arXiv 2110.09348): images still differ, but fine-tuning has less to work with than
+    random weights would give it.
+
+    Args:
+        encoder: Maps images to feature maps; it is run in evaluation mode, and left in the mode it
+            was in.
+        views: Normalised RGB, where the encoder is. More positions than channels are wanted.
+    """
+    with _frozen(encoder):
+        # A few views at a time: the finest maps of all together are large.
+        parts = [list(map(_some_pixels, encoder(part))) for part in views.split(8)]
+        levels = [torch.cat(same_level) for same_level in zip(*parts, strict=True)]
+        return fmean(effective_rank(level).item() / level.shape[1] for level in levels)
+
+
+def _some_pixels(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "m c"]:
+    """Return the features at the points of a grid, at most 8 by 8 in each map."""
+    height, width = (min(8, side) for side in maps.shape[-2:])
+    return F.interpolate(maps, size=(height, width), mode="nearest").movedim(1, -1).flatten(0, 2)
 
 
 def levels_that_count(

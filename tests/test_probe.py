@@ -18,6 +18,7 @@ from scribbleseg.models.vit import VitEncoder
 from scribbleseg.probe import (
     attention_picture,
     dense_features,
+    dimensions,
     feature_picture,
     levels_that_count,
     list_probe_scenes,
@@ -135,6 +136,26 @@ def test_a_one_pixel_stroke_survives():
     assert probe(COLOUR, [dotted], CONFIG, "cpu") > 0.93
 
 
+def test_dimensions_are_a_mean_over_levels_whatever_their_size():
+    views = torch.randn(20, 3, 64, 48, generator=seeded())
+    assert dimensions(COLOUR, views) == pytest.approx(1, abs=0.01)
+    # One direction of 4 channels at one level, all 3 of 3 at the other.
+    half = Planted(lambda image: [image[:, :1].repeat(1, 4, 1, 1), image[..., ::32, ::32]])
+    assert dimensions(half, views) == pytest.approx((1 / 4 + 1) / 2, abs=0.01)
+    assert set(half.was_training) == {False} and half.training
+    assert dimensions(COLLAPSED, views) == pytest.approx(1 / 3)
+
+
+def test_dimensions_tell_a_rich_encoder_from_one_whose_channels_are_copies():
+    encoder = encoder_of("unet")
+    views = torch.randn(16, 3, 64, 64, generator=seeded())
+    rich = dimensions(encoder, views)
+    with torch.no_grad():
+        for kernel in (each for each in encoder.parameters() if each.ndim == 4):
+            kernel.copy_(kernel[:1].expand_as(kernel))
+    assert dimensions(encoder, views) < 0.2 < 0.4 < rich
+
+
 @pytest.mark.parametrize("architecture", ["unet", "resunet", "vit_unet"])
 def test_real_encoders_are_seen_and_left_as_they_were(architecture: Architecture):
     encoder = encoder_of(architecture)
@@ -144,6 +165,7 @@ def test_real_encoders_are_seen_and_left_as_they_were(architecture: Architecture
     found = probe(encoder, [scene(), scene(64, 20)], CONFIG, "cpu")
     assert 0 <= found <= 1
     assert found == probe(encoder.eval(), [scene(), scene(64, 20)], CONFIG, "cpu")
+    assert 0 < dimensions(encoder, torch.rand(3, 3, 64, 64, generator=seeded())) <= 1
     torch.testing.assert_close(encoder.state_dict(), before, rtol=0, atol=0)
 
 

@@ -62,6 +62,7 @@ SHOWN = {
     "entropy": "entropy",
     "kl": "KL",
     "deviation": "spread",
+    "dimensions": "dimensions",
     "probe_miou": "probe mIoU",
 }
 # What a step waited for, by key: shares, shown in per cent.

@@ -44,13 +44,15 @@ from scribbleseg.models.dino import (
     make_teacher,
     update_teacher,
 )
-from scribbleseg.probe import list_probe_scenes, probe
+from scribbleseg.probe import choose_evenly, dimensions, list_probe_scenes, probe
 from scribbleseg.schedules import cosine, linear_warmup, warmup_cosine
 
 T = TypeVar("T")
 
 # A collapse is looked for once this share of the steps is done: at first nothing has been learned.
 SHARE_BEFORE_ALARM = 0.1
+# Images whose views the encoder's dimensions are counted on.
+NUM_COUNTED = 32
 
 
 def resolve(config: PretrainConfig, num_images: int) -> PretrainConfig:
@@ -91,6 +93,12 @@ class PretrainData:
     def cache(self) -> ImageCache:
         """Decoded images."""
         return self.samples.cache
+
+    def views(self, device: torch.device) -> Tensor:
+        """Return normalised global views (n, 3, s, s) of some images, the same in every epoch."""
+        chosen = choose_evenly(range(len(self.samples)), NUM_COUNTED)
+        pixels = torch.stack([self.samples[0, index]["global"] for index in chosen])
+        return to_views(pixels, device).flatten(0, 1)
 
     def plan(self, config: PretrainConfig, start_step: int = 0) -> BatchPlan:
         """Return this rank's batches from `start_step` on."""
@@ -396,6 +404,9 @@ def fit(
         row["learning_rate"] = schedule.learning_rate
         row["teacher_temperature"] = schedule.temperature
         row["ema_momentum"] = schedule.momentum
+        if validated:
+            share = dimensions(state.encoder, data.views(device)) if rank() == 0 else 0.0
+            row["dimensions"] = broadcast_float(share, device)
         if validated and data.probed is not None:
             value = 0.0
             if rank() == 0:

@@ -78,6 +78,20 @@ def teacher_entropy(probabilities: Float[Tensor, "g b k"]) -> Float[Tensor, ""]:
     return torch.special.entr(probabilities).sum(dim=-1).mean()
 
 
+def effective_rank(features: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+    """Return in how many directions features vary, from 1 to d.
+
+    The exponential of the entropy of the shares that the eigenvalues of the channels' correlations
+    have in their sum (Roy and Vetterli 2007; arXiv 2210.02885 judges encoders by it). Channels
+    that are copies of others add nothing to it, nor do constant ones.
+    """
+    x = features.detach().float()
+    x = x - x.mean(dim=0)
+    x = x / x.square().mean(dim=0).sqrt().clamp(min=1e-5)
+    values = torch.linalg.eigvalsh(x.T @ x).clamp(min=0)
+    return torch.special.entr(values / values.sum().clamp(min=1e-12)).sum().exp()
+
+
 def feature_deviation(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """Return how far features differ between images: 0 in a collapse, at most 1 / sqrt(d).
 

@@ -37,10 +37,11 @@ PRETRAINING = {
     "entropy": "Teacher's entropy",
     "kl": "KL divergence, teacher to student",
     "deviation": "Spread of features",
+    "dimensions": "Share of dimensions",
     "grad_norm": "Gradient norm",
 }
 """The same for pretraining runs."""
-SHARES = {"miou", "object_iou", "background_iou", "probe_miou", "deviation"}
+SHARES = {"miou", "object_iou", "background_iou", "probe_miou", "deviation", "dimensions"}
 """Metrics that lie in [0, 1]."""
 
 WIDTH_INCHES, HEIGHT_INCHES = 5.6, 3.0
@@ -202,6 +203,7 @@ def follow_pretraining(history: Sequence[Mapping[str, Any]], out_dim: int | None
     entropy = line("teacher's entropy", "entropy", BLUE)
     divergence = line("KL divergence, teacher to student", "kl", RED, DASHES[1])
     spread = line("mean of the epoch", "deviation")
+    used = line("mean over levels", "dimensions")
     norm = line("mean of the epoch, before clipping", "grad_norm")
     charts = [
         line_chart("Pretraining loss", [loss], level=ignorance, note=note),
@@ -218,6 +220,12 @@ def follow_pretraining(history: Sequence[Mapping[str, Any]], out_dim: int | None
         ),
         line_chart(
             "Spread of features", [spread], share=True, note="Towards 0 all images look alike."
+        ),
+        line_chart(
+            "Share of dimensions",
+            [used],
+            share=True,
+            note="Effective rank of the features over their channels; low: they copy each other.",
         ),
         line_chart("Gradient norm", [norm]),
     ]

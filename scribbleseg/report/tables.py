@@ -20,6 +20,7 @@ PRETRAINING_FIGURES = {
     "entropy": "Teacher's entropy",
     "kl": "KL divergence",
     "deviation": "Spread",
+    "dimensions": "Dimensions",
 }
 """Metrics of pretraining runs in their table, and their columns' titles."""
 

@@ -236,6 +236,7 @@ def test_events_rows_and_the_probe(tiny_data):
         assert 0 <= row["entropy"] <= math.log(32) and 0 < row["deviation"] < 1
         assert row["loss"] == pytest.approx(row["entropy"] + row["kl"], abs=1e-4)
         assert 0 <= row["probe_miou"] <= 1 and row["grad_norm"] > 0
+        assert 0 < row["dimensions"] <= 1
     assert rows[0]["ema_momentum"] < rows[-1]["ema_momentum"] < 1
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from scribbleseg.losses.dino import (
     batch_mean,
     dino_loss,
+    effective_rank,
     feature_deviation,
     next_centre,
     teacher_entropy,
@@ -231,6 +233,28 @@ def test_the_loss_is_the_teachers_entropy_plus_the_divergence_of_the_pairs(
         atol=1e-5,
         rtol=1e-4,
     )
+
+
+@pytest.mark.parametrize(("num_pixels", "num_directions"), [(50, 3), (400, 8), (400, 32)])
+def test_the_effective_rank_is_that_of_the_channels_correlations(num_pixels, num_directions):
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(num_pixels, num_directions, generator=generator)
+    mixing = torch.randn(num_directions, 32, generator=generator)
+    features = 5 + torch.linspace(1, 9, 32) * (directions @ mixing)
+    values = np.linalg.eigvalsh(np.corrcoef(features.double().numpy(), rowvar=False))
+    shares = values[values > 1e-9] / values[values > 1e-9].sum()
+    expected = math.exp(-(shares * np.log(shares)).sum())
+    assert effective_rank(features).item() == pytest.approx(expected, rel=1e-3)
+    assert 1 <= effective_rank(features) <= num_directions + 1e-3
+
+
+def test_copies_and_constants_add_no_rank():
+    features = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0))
+    assert effective_rank(features).item() == pytest.approx(4, rel=0.01)
+    copies = torch.cat([features, -2 * features, torch.full((4000, 3), 7.0)], dim=1)
+    assert effective_rank(copies).item() == pytest.approx(4, rel=0.01)
+    assert effective_rank(features[:1].expand(9, -1)).item() == pytest.approx(1, abs=1e-5)
+    assert effective_rank(features[:1]).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_feature_deviation_tells_spread_from_collapsed_features():
