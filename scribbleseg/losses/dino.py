@@ -83,11 +83,11 @@ def effective_rank(features: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
 
     The exponential of the entropy of the shares that the eigenvalues of the channels' correlations
     have in their sum (Roy and Vetterli 2007; arXiv 2210.02885 judges encoders by it). Channels
-    that are copies of others add nothing to it, nor do constant ones.
+    that are copies of others add nothing to it, nor do those that are constant or hold NaN.
     """
     x = features.detach().float()
     x = x - x.mean(dim=0)
-    x = x / x.square().mean(dim=0).sqrt().clamp(min=1e-5)
+    x = (x / x.square().mean(dim=0).sqrt().clamp(min=1e-5)).nan_to_num(0, 0, 0)
     values = torch.linalg.eigvalsh(x.T @ x).clamp(min=0)
     return torch.special.entr(values / values.sum().clamp(min=1e-12)).sum().exp()
 

@@ -253,6 +253,8 @@ def test_copies_and_constants_add_no_rank():
     assert effective_rank(features).item() == pytest.approx(4, rel=0.01)
     copies = torch.cat([features, -2 * features, torch.full((4000, 3), 7.0)], dim=1)
     assert effective_rank(copies).item() == pytest.approx(4, rel=0.01)
+    copies[7, 8] = math.nan
+    assert effective_rank(copies).item() == pytest.approx(4, rel=0.01)
     assert effective_rank(features[:1].expand(9, -1)).item() == pytest.approx(1, abs=1e-5)
     assert effective_rank(features[:1]).item() == pytest.approx(1, abs=1e-5)
 
