@@ -103,8 +103,7 @@ def dimensions(encoder: nn.Module, views: Float[Tensor, "n 3 h w"]) -> float:
 
     At every level, the effective rank of the features at some positions of all views over the
     number of channels; then the mean over levels. Deviation and entropy miss a collapse to a few
-    dimensions (arXiv 2110.09348): images still differ, but fine-tuning has less to work with than
-    random weights would give it.
+    dimensions (arXiv 2110.09348): images still differ, but most channels repeat what others say.
 
     Args:
         encoder: Maps images to feature maps; it is run in evaluation mode, and left in the mode it

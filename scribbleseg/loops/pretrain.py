@@ -407,12 +407,12 @@ def fit(
         if validated:
             share = dimensions(state.encoder, data.views(device)) if rank() == 0 else 0.0
             row["dimensions"] = broadcast_float(share, device)
-        if validated and data.probed is not None:
-            value = 0.0
-            if rank() == 0:
-                scenes = (data.probed[index] for index in range(len(data.probed)))
-                value = probe(state.encoder, scenes, config.probe, device)
-            row["probe_miou"] = broadcast_float(value, device)
+            if data.probed is not None:
+                value = 0.0
+                if rank() == 0:
+                    scenes = (data.probed[index] for index in range(len(data.probed)))
+                    value = probe(state.encoder, scenes, config.probe, device)
+                row["probe_miou"] = broadcast_float(value, device)
         if state.progress.step < SHARE_BEFORE_ALARM * plan.num_steps:
             return None
         warning = collapse(row, out_dim)

@@ -106,6 +106,12 @@ def test_pretraining_has_curves_of_its_own_as_far_as_they_exist():
     assert all([line.label for line in chart.lines] == ["a"] for chart in compared)
 
 
+def test_dimensions_have_a_curve_of_shares():
+    history = [{"epoch": 1, "loss": 6.0, "dimensions": 0.37}, {"epoch": 2, "dimensions": 0.59}]
+    charts = {chart.title: chart for chart in follow_pretraining(history, None)}
+    assert charts["Share of dimensions"].lines[0].values == [0.37, 0.59]
+
+
 def test_level_lies_inside_the_drawing():
     line = Line(label="a", epochs=[1.0, 2.0], values=[5.0, 4.0])
     plain, marked = (line_chart("loss", [line], level=level).svg for level in (None, 6.93))
