@@ -60,6 +60,22 @@ class DataPets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataRegions:
+    """Make data to practise on from photographs without labels: regions as masks, with strokes."""
+
+    images: tuple[str, ...]
+    """Folders or URIs of photographs; all their subfolders are searched, those of labels passed
+    over.
+    """
+    out: Path
+    """Folder to make."""
+    per_image: int = 4
+    """Regions of each photograph (1 or more)."""
+    seed: int = 0
+    """Seed of all regions and strokes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataCheck:
     """Read a data folder once, say what it holds and everything that is wrong with it."""
 
@@ -116,6 +132,7 @@ class Data:
         Annotated[DataDemo, subcommand("demo")]
         | Annotated[DataVoc, subcommand("voc")]
         | Annotated[DataPets, subcommand("pets")]
+        | Annotated[DataRegions, subcommand("regions")]
         | Annotated[DataCheck, subcommand("check")]
         | Annotated[DataConvert, subcommand("convert")]
         | Annotated[DataSplit, subcommand("split")]
@@ -329,6 +346,17 @@ def run_data(data: Data) -> None:
         case DataPets():
             made = sources.make_pets(command.out, command.downloads, progress=bar)
             say(f"{command.out}: {'made' if made else 'is there already'}")
+        case DataRegions():
+            skipped = sources.make_regions(
+                command.images,
+                command.out,
+                per_image=command.per_image,
+                seed=command.seed,
+                progress=bar,
+            )
+            for path, why in skipped or ():
+                say(f"skipped {path}: {why}")
+            say(f"{command.out}: {'is there already' if skipped is None else 'made'}")
         case DataCheck():
             check_data(command)
         case DataConvert():

@@ -55,6 +55,7 @@ def test_every_command_explains_itself(line, capsys):
         ("predcit", "predcit"),
         ("data check /nowhere", "/nowhere"),
         ("data convert /nowhere --out /tmp/x", "/nowhere"),
+        ("data regions --images /nowhere --out /tmp/x/y", "correct --images"),
         ("evaluate --checkpoint /nowhere --data /nowhere", "/nowhere"),
         ("predict --checkpoint released:none --images a --scribbles b --out c", "released:none"),
         ("app --checkpoint released:none --data /tmp/nowhere", "released:none"),

@@ -34,7 +34,12 @@ FORMAT = 1
 LABEL_FOLDERS = ("scribbles", "ground_truth")
 
 
-def list_images(roots: Sequence[str | Path], cache_dir: str | Path | None = None) -> list[Path]:
+def list_images(
+    roots: Sequence[str | Path],
+    cache_dir: str | Path | None = None,
+    *,
+    option: str = "--data.roots",
+) -> list[Path]:
     """Return all images below some folders, sorted; no file is opened.
 
     Hidden files and folders and the data contract's folders of labels are passed over; links are
@@ -43,17 +48,19 @@ def list_images(roots: Sequence[str | Path], cache_dir: str | Path | None = None
     Args:
         roots: Folders or URIs; remote ones are fetched first.
         cache_dir: Where remote images are kept; see `remote.local_copy`.
+        option: What names the folders on the command line, for messages.
 
     Raises:
         InputError: no roots, a root that is missing or holds no image, or an unreadable folder;
             remote images cannot be fetched.
     """
     if not roots:
-        raise InputError("data.roots is not set; expected folders of images: --data.roots DIR ...")
+        name = option.removeprefix("--")
+        raise InputError(f"{name} is not set; expected folders of images: {option} DIR ...")
     images: dict[tuple[str, str], Path] = {}
     for root in roots:
         # The first name under which a file is found stays.
-        images = _list_below(local_copy(root, cache_dir)) | images
+        images = _list_below(local_copy(root, cache_dir), option) | images
     return sorted(images.values())
 
 
@@ -143,19 +150,27 @@ class ImageCache:
         return PixelMap(self.path)
 
 
-def _list_below(root: Path) -> dict[tuple[str, str], Path]:
+def why_not(path: Path, error: InputError | OSError) -> str:
+    """Return why a file is skipped, on one line."""
+    if isinstance(error, OSError):
+        return reason(error)
+    # Without the path and without the remedy: the file may stay as it is.
+    return str(error).removeprefix(f"{path}: ").rpartition("; ")[0]
+
+
+def _list_below(root: Path, option: str) -> dict[tuple[str, str], Path]:
     """Return the images below a folder, by the folder's one true path and the file's name."""
     expected = f"expected a folder of {', '.join(IMAGE_SUFFIXES)} files"
 
     def refuse(error: OSError) -> NoReturn:
         raise InputError(
             f"{error.filename}: found {reason(error)}; {expected}; "
-            "make it readable, or name other folders with --data.roots"
+            f"make it readable, or name other folders with {option}"
         )
 
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
-        raise InputError(f"{root}: found {found}; {expected}; correct --data.roots")
+        raise InputError(f"{root}: found {found}; {expected}; correct {option}")
     images: dict[tuple[str, str], Path] = {}
     visited: set[str] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
@@ -171,7 +186,7 @@ def _list_below(root: Path) -> dict[tuple[str, str], Path]:
         images |= {(here, name): Path(folder, name) for name in files if _is_image(folder, name)}
     if not images:
         raise InputError(
-            f"{root}: found no image; {expected} (subfolders are searched); correct --data.roots"
+            f"{root}: found no image; {expected} (subfolders are searched); correct {option}"
         )
     return images
 
@@ -209,11 +224,8 @@ def _read(max_short_side: int, path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], 
     """Decode an image, scale it down and hash its file; or return why that cannot be done."""
     try:
         pixels, digest = read_image(path), hash_file(path)
-    except InputError as error:
-        # Without the path and without the remedy: the file may stay as it is.
-        return str(error).removeprefix(f"{path}: ").rpartition("; ")[0]
-    except OSError as error:
-        return reason(error)
+    except (InputError, OSError) as error:
+        return why_not(path, error)
     height, width = pixels.shape[:2]
     scale = max_short_side / min(height, width)
     if scale < 1:

@@ -1,4 +1,4 @@
-"""Data to start with, made or fetched into the data contract: demo scenes, VOC 2012, Oxford pets.
+"""Data made or fetched into the data contract: demo scenes, VOC 2012, Oxford pets, regions.
 
 Each folder appears when it is complete and holds `source.json`, which says what made it. Asked for
 again, it is left alone; a folder that holds anything else is never touched.
@@ -8,23 +8,36 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 from torchvision.datasets import (  # pyright: ignore[reportMissingTypeStubs]
     OxfordIIITPet,
     VOCSegmentation,
 )
 
 from scribbleseg.config import require
+from scribbleseg.datasets.cache import read_ahead
 from scribbleseg.datasets.demo import draw_demo_scene, photographs
-from scribbleseg.datasets.files import cache_folder, new_folder, open_picture, reason
+from scribbleseg.datasets.files import (
+    cache_folder,
+    new_folder,
+    open_picture,
+    reason,
+    write_picture,
+)
+from scribbleseg.datasets.pictures import Skipped, list_images, why_not
+from scribbleseg.datasets.regions import random_region
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
     OBJECT,
     UNLABELLED,
+    read_image,
     require_same_size,
     write_png,
 )
@@ -36,6 +49,9 @@ PETS_SPLITS = {"train": "trainval", "test": "test"}
 
 # The benchmark's strokes are curves three pixels wide; demo and fetched data get the same.
 STROKE_WIDTH = 3.0
+
+# Photographs to practise on are scaled down to this longer side, in pixels.
+PRACTICE_LONG_SIDE = 512
 
 Sample = tuple[str, str]
 """A split and a stem."""
@@ -167,6 +183,84 @@ def make_pets(
             _write_labels(folder, split, stem, mask, _generator(seed, stem))
         _write_facts(folder, facts)
     return True
+
+
+def make_regions(
+    images: Sequence[str | Path],
+    out: Path,
+    *,
+    per_image: int = 4,
+    seed: int = 0,
+    progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+) -> list[Skipped] | None:
+    """Make data to practise on from photographs without labels; see `regions.random_region`.
+
+    Every region is a sample of its own in the split `train`, with its photograph, scaled down where
+    the longer side is above 512 pixels, and simulated strokes. Stems are the photograph's number
+    in the sorted list and the region's. A photograph that cannot be read, or has no region, is
+    skipped.
+
+    Args:
+        images: Folders or URIs of photographs; all their subfolders are searched.
+        out: Folder to make.
+        per_image: Regions of each photograph (1 or more).
+        seed: Seed of all regions and strokes (0 or more).
+        progress: Wraps the photographs.
+
+    Returns:
+        The photographs that were skipped; None: the folder was there already.
+
+    Raises:
+        InputError: no photograph, none that can be used, or `out` exists and holds something else.
+    """
+    require(seed >= 0, "seed", seed, "0 or more")
+    require(per_image >= 1, "per_image", per_image, "1 or more")
+    roots = " ".join(str(root) for root in images)
+    facts = {"source": "regions", "images": roots, "per_image": per_image, "seed": seed}
+    if _is_made(out, facts):
+        return None
+    paths = list_images(images, option="--images")
+    skipped: list[Skipped] = []
+    with new_folder(out) as folder:
+        work = partial(_write_regions, folder, paths, per_image, seed)
+        outcomes = read_ahead(work, range(len(paths)))
+        for path in progress(paths):
+            why = next(outcomes)
+            if why is not None:
+                skipped.append(Skipped(path, why))
+        if len(skipped) == len(paths):
+            raise InputError(
+                f"{paths[0]}: {skipped[0].reason}; none of the {len(paths)} images can be used; "
+                "name other folders with --images"
+            )
+        _write_facts(folder, facts)
+    return skipped
+
+
+def _write_regions(
+    folder: Path, paths: Sequence[Path], per_image: int, seed: int, position: int
+) -> str | None:
+    """Write the samples of one photograph; return why there are none."""
+    try:
+        image = read_image(paths[position])
+    except (InputError, OSError) as error:
+        return why_not(paths[position], error)
+    scale = PRACTICE_LONG_SIDE / max(image.shape[:2])
+    if scale < 1:
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    found = False
+    for number in range(per_image):
+        generator = np.random.default_rng([seed, position, number])
+        mask = random_region(image, generator)
+        if mask is None:
+            continue
+        stem = f"{position:06d}-{number}"
+        photo = _sample_file(folder, "train", "images", f"{stem}.jpg")
+        write_picture(photo, Image.fromarray(image), "JPEG", quality=95)
+        _write_labels(folder, "train", stem, mask, generator)
+        found = True
+    return None if found else "found no region of 2 to 60 % of its pixels"
 
 
 def benchmark_stems(split: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Demo scenes, and VOC 2012 and Oxford pets built from tiny archives that the test serves."""
+"""Demo scenes, regions, and VOC 2012 and Oxford pets from tiny archives that the test serves."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from scribbleseg.datasets import sources
 from scribbleseg.datasets.check import check
 from scribbleseg.datasets.demo import draw_demo_scene, photographs, random_object
 from scribbleseg.datasets.scenes import list_scenes, read_scene
-from scribbleseg.datasets.sources import make_demo, make_pets, make_voc
+from scribbleseg.datasets.sources import make_demo, make_pets, make_regions, make_voc
 from scribbleseg.errors import InputError
 
 # Python 3.12 and later warn where torchvision extracts an archive without a filter.
@@ -181,6 +181,50 @@ def tiny_voc(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> di
     stems = {"train": ["2007_000001"], "test1": ["2008_000002"]}
     monkeypatch.setattr(sources, "benchmark_stems", lambda split: stems[split])
     return files
+
+
+def test_regions_of_photographs_become_samples(tmp_path: Path):
+    photos = tmp_path / "photos"
+    (photos / "more").mkdir(parents=True)
+    for seed, name in enumerate(("b.jpg", "a.png", "more/a.png")):
+        large = Image.fromarray(photo(seed)).resize((720, 480), Image.Resampling.NEAREST)
+        large.save(photos / name)
+    Image.new("RGB", (60, 40), (9, 9, 9)).save(photos / "flat.png")
+    (photos / "broken.png").write_bytes(b"\x89PNG and no more")
+    out = tmp_path / "one"
+    skipped = make_regions([photos], out, per_image=2, seed=5)
+    assert skipped is not None
+    assert {each.path.name for each in skipped} == {"flat.png", "broken.png"}
+    assert "no region" in next(each.reason for each in skipped if each.path.name == "flat.png")
+    scenes = [read_scene(paths) for paths in list_scenes(out, "train", need_masks=True)]
+    assert [scene.stem for scene in scenes] == [
+        f"{number:06d}-{region}" for number in (0, 1, 4) for region in (0, 1)
+    ]
+    # Scaled down, and no region twice.
+    assert {scene.image.shape for scene in scenes} == {(341, 512, 3)}
+    assert len({scene.mask.tobytes() for scene in scenes if scene.mask is not None}) == 6
+    assert check(out).errors == ()
+
+    assert make_regions([photos], out, per_image=2, seed=5) is None
+    with pytest.raises(InputError, match="holds something else"):
+        make_regions([photos], out, per_image=3, seed=5)
+    make_regions([photos], tmp_path / "two", per_image=2, seed=5)
+    make_regions([photos], tmp_path / "other", per_image=2, seed=6)
+    one, two, other = (content(tmp_path / name) for name in ("one", "two", "other"))
+    assert one == two and one != other
+
+
+def test_photographs_without_any_region_make_no_folder(tmp_path: Path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (60, 40)).save(photos / "black.png")
+    with pytest.raises(InputError, match=r"black\.png: found no region .* none of the 1 images"):
+        make_regions([photos], tmp_path / "out")
+    with pytest.raises(InputError, match="correct --images"):
+        make_regions([tmp_path / "nowhere"], tmp_path / "out")
+    with pytest.raises(InputError, match="per_image"):
+        make_regions([photos], tmp_path / "out", per_image=0)
+    assert not (tmp_path / "out").exists()
 
 
 def test_voc_becomes_the_benchmark(tmp_path: Path, tiny_voc: dict[str, bytes]):
