@@ -103,8 +103,26 @@ def scratch() -> FinetuneConfig:
     )
 
 
+def practice() -> FinetuneConfig:
+    """Regions of photographs without labels (`scribbleseg data regions`), before recipe cpu.
+
+    A quarter of an hour on the benchmark's 454 photographs on 2 cores. Small images are enough to
+    learn how strokes spread, and every stroke is drawn anew in each epoch. Scores are of regions
+    held out, whose photographs have others in training.
+    """
+    base = cpu()
+    return replace(
+        base,
+        data=DataConfig(num_folds=20, long_side=160, crop_size=128),
+        strokes=StrokesConfig(simulate_probability=1.0),
+        optim=replace(base.optim, ema_decay=0.99),
+        train=TrainConfig(epochs=12, batch_size=16, validate_every=3),
+    )
+
+
 RECIPES: dict[str, Callable[[], FinetuneConfig]] = {
     "demo": demo,
+    "practice": practice,
     "cpu": cpu,
     "best": best,
     "scratch": scratch,

@@ -118,7 +118,7 @@ class AblationJob:
     """
 
 
-# Recipes whose encoder others have pretrained have no partner.
+# Recipes whose encoder others have pretrained, and that for regions, have no partner.
 JOBS: dict[str, Callable[[], AblationJob]] = {
     name: lambda name=name: AblationJob(finetune=RECIPES[name](), pretrain=PRETRAIN_RECIPES[name]())
     for name in PRETRAIN_RECIPES

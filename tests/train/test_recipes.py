@@ -90,7 +90,7 @@ def test_a_run_stands_for_a_recipe_and_leaves_its_data_behind(tmp_path):
     ("arguments", "words"),
     [
         ([], "RECIPE is missing"),
-        (["cup"], "'cup' is unknown; expected demo, cpu, best, scratch, report, gpu"),
+        (["cup"], "'cup' is unknown; expected demo, practice, cpu, best, scratch, report, gpu"),
         (["cpu"], "data.root is not set"),
         (["cpu", "--data.root", "/nowhere"], "/nowhere"),
         (["cpu", "--modle.width", "8"], "--modle.width"),
