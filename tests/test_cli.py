@@ -139,5 +139,12 @@ def test_data_commands(tiny_data, tmp_path, capsys):
     assert "no errors" in capsys.readouterr().out and (tmp_path / "sheet.jpg").is_file()
     run_line(["data", "split", str(tiny_data), "--out", str(tmp_path / "lists")])
     assert (tmp_path / "lists" / "fold0.txt").read_text().count("\n") == 3
+    regions = ["data", "regions", "--images", str(tiny_data), "--out", str(tmp_path / "regions")]
+    run_line([*regions, "--per-image", "1"])
+    told = capsys.readouterr().out
+    made = len(list((tmp_path / "regions" / "train" / "images").iterdir()))
+    assert made > 0 and made + told.count("skipped ") == 18
+    run_line([*regions, "--per-image", "1"])
+    assert "is there already" in capsys.readouterr().out
     run_line(["data", "convert", str(tiny_data), "--out", str(tmp_path / "converted")])
     assert "0 of 54 file(s) mended" in capsys.readouterr().out
