@@ -66,6 +66,24 @@ def resize_to(x: Float[Tensor, "b c h w"], like: Tensor) -> Float[Tensor, "b c h
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
+class _DenseGradient(torch.autograd.Function):
+    """Hands a tensor on, and its gradient back in one piece of memory.
+
+    The gradient of one part of a concatenation is a window into that of the whole. PyTorch's
+    resizing does not know it for channels-last on CPUs, and takes 4 to 18 times as long backwards.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.format = torch.channels_last if last else torch.contiguous_format
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.contiguous(memory_format=ctx.format)
+
+
 def call(
     work: Callable[..., Result], *inputs: Tensor | None, of: nn.Module, recompute: bool
 ) -> Result:
@@ -201,7 +219,11 @@ class UpBlock(nn.Module):
             skip = skip * attention
         # A 1x1 convolution commutes with the resizing and is four times cheaper before it. Nothing
         # keeps a name that would keep its memory.
-        return self.block.first(torch.cat([resize_to(self.reduce(x), skip), skip], dim=1))
+        return self.block.first(torch.cat([self._resized(self.reduce(x), skip), skip], dim=1))
+
+    def _resized(self, x: Tensor, skip: Tensor) -> Tensor:
+        resized = resize_to(x, skip)
+        return _DenseGradient.apply(resized) if self.training else resized
 
 
 class AttentionGate(nn.Module):
