@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from scribbleseg.config import LossConfig, ModelConfig
 from scribbleseg.losses.segmentation import segmentation_loss
-from scribbleseg.models import build_model, set_recompute
-from scribbleseg.models.blocks import AttentionGate, ConvBlock, ResidualBlock
+from scribbleseg.models import blocks, build_model, set_recompute
+from scribbleseg.models.blocks import AttentionGate, ConvBlock, ResidualBlock, UpBlock
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 
 # Behind the colon stands the transformer's patch size, a pretrained encoder's name, or "matching".
@@ -167,6 +167,34 @@ def test_residual_block_equals_its_equation():
     y = block.norm2(F.conv2d(y, block.conv2.weight, padding=1))
     expected = F.relu(y + norm(F.conv2d(F.avg_pool2d(x, 2), convolution.weight)))
     torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_decoder_level_equals_its_equation_and_resizes_a_dense_gradient(layout, monkeypatch):
+    torch.manual_seed(0)
+    level = UpBlock(16, 8, "batch", ConvBlock).to(memory_format=layout).train()
+    # Not twice as large: skips keep their true size.
+    coarse = torch.randn(2, 16, 5, 6).contiguous(memory_format=layout).requires_grad_()
+    skip = torch.randn(2, 8, 9, 11).contiguous(memory_format=layout).requires_grad_()
+    resized = F.interpolate(level.reduce(coarse), size=(9, 11), mode="bilinear")
+    expected = level.block(torch.cat([resized, skip], dim=1))
+
+    seen = []
+
+    def resize_to(x, like):
+        resized = F.interpolate(x, size=like.shape[-2:], mode="bilinear")
+        resized.register_hook(seen.append)
+        return resized
+
+    monkeypatch.setattr(blocks, "resize_to", resize_to)
+    found = level(coarse, skip)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn(found.shape)
+    wanted = torch.autograd.grad((expected * weight).sum(), (coarse, skip))
+    given = torch.autograd.grad((found * weight).sum(), (coarse, skip))
+    for one, other in zip(given, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    assert [grad.is_contiguous(memory_format=layout) for grad in seen] == [True]
 
 
 def test_attention_gate_equals_its_equation_pixel_by_pixel():
