@@ -150,6 +150,14 @@ class ImageCache:
         return PixelMap(self.path)
 
 
+def scale_down(image: UInt8[np.ndarray, "h w 3"], scale: float) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Scale an image by area averages; with a scale of 1 or more it stays as it is."""
+    if scale >= 1:
+        return image
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def why_not(path: Path, error: InputError | OSError) -> str:
     """Return why a file is skipped, on one line."""
     if isinstance(error, OSError):
@@ -226,9 +234,4 @@ def _read(max_short_side: int, path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], 
         pixels, digest = read_image(path), hash_file(path)
     except (InputError, OSError) as error:
         return why_not(path, error)
-    height, width = pixels.shape[:2]
-    scale = max_short_side / min(height, width)
-    if scale < 1:
-        size = (round(width * scale), round(height * scale))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    return pixels, digest
+    return scale_down(pixels, max_short_side / min(pixels.shape[:2])), digest

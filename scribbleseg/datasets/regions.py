@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from skimage.segmentation import felzenszwalb
 
+from scribbleseg.datasets.pictures import scale_down
+
 # Segments are looked for at this shorter side, in pixels: finer ones are texture.
 _SHORT_SIDE = 240
 _SMALLEST_SEGMENT = 200
@@ -39,9 +41,7 @@ def random_region(
         Mask, 0 and 1; None where the photograph has no such region, as one of a single colour.
     """
     height, width = image.shape[:2]
-    scale = min(1.0, _SHORT_SIDE / min(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    small = scale_down(image, _SHORT_SIDE / min(height, width))
     for _ in range(_NUM_TRIES):
         segments = felzenszwalb(
             small,

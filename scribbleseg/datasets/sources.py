@@ -12,7 +12,6 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -31,7 +30,7 @@ from scribbleseg.datasets.files import (
     reason,
     write_picture,
 )
-from scribbleseg.datasets.pictures import Skipped, list_images, why_not
+from scribbleseg.datasets.pictures import Skipped, list_images, scale_down, why_not
 from scribbleseg.datasets.regions import random_region
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
@@ -245,10 +244,7 @@ def _write_regions(
         image = read_image(paths[position])
     except (InputError, OSError) as error:
         return why_not(paths[position], error)
-    scale = PRACTICE_LONG_SIDE / max(image.shape[:2])
-    if scale < 1:
-        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    image = scale_down(image, PRACTICE_LONG_SIDE / max(image.shape[:2]))
     found = False
     for number in range(per_image):
         generator = np.random.default_rng([seed, position, number])

@@ -70,7 +70,7 @@ class _DenseGradient(torch.autograd.Function):
     """Hands a tensor on, and its gradient back in one piece of memory.
 
     The gradient of one part of a concatenation is a window into that of the whole. PyTorch's
-    resizing does not know it for channels-last on CPUs, and takes 4 to 18 times as long backwards.
+    resizing does not know it for channels-last on CPUs, and takes 4 to 25 times as long backwards.
     """
 
     @staticmethod
