@@ -1,5 +1,7 @@
 """`python -m tune.ablation RECIPE`: {UNet, ResUNet, Attention-ResUNet} x {scratch, DINO} x seeds.
 
+Networks that have practised on regions are a third way to start (`--practised`).
+
 The two tables of the 2025 report, made fair and repeatable:
 
 - Encoders are pretrained once (seed 0) and shared by all fine-tuning seeds, so the spread over
@@ -10,7 +12,7 @@ The two tables of the 2025 report, made fair and repeatable:
 - `--folds` holds out several folds in turn and pools their images: more of them than one fold has.
 - The last checkpoint of every run is scored, not the best one: nothing is chosen on the validation
   images, which would be kind to whichever run fluctuates most.
-- Scratch and DINO are compared image by image, each image averaged over the seeds first.
+- Starts are compared image by image, each image averaged over the seeds first.
 
 Every run is a run folder of its own under STORAGE/NAME, trained like those of `train.finetune` and
 `train.pretrain`, one after the other: a run takes the whole machine, or as much of a cluster as
@@ -55,7 +57,7 @@ from train.launch import LaunchConfig, plan_resources, this_machine
 from train.places import absolute, absolute_data, absolute_pretraining, git_commit
 from train.recipes import PRETRAIN_RECIPES, RECIPES
 from tune.comparison import (
-    TITLES,
+    STARTS,
     Cell,
     figures,
     percent,
@@ -73,7 +75,7 @@ PLANNED = {
     "finetune.model.architecture": "--architectures",
     "finetune.train.seed": "--seeds",
     "finetune.data.share": "--shares",
-    "finetune.init_from": "nothing: DINO runs start from the ablation's own encoders",
+    "finetune.init_from": "--pretrained or --practised",
     "pretrain.data.roots": "--images",
     "pretrain.train.seed": "--pretrain-seeds",
 }
@@ -110,6 +112,12 @@ class AblationJob:
     """Finished runs of `train.pretrain`, or checkpoints of them, whose encoders are taken as they
     are: one per kind of encoder; what is missing is pretrained.
     """
+    practised: tuple[str, ...] = ()
+    """Finished runs of `train.finetune practice`, or checkpoints of them, one per network:
+    fine-tuning from these is compared too.
+    """
+    dino: bool = True
+    """Compare DINO."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Hardware and storage."""
     name: str | None = None
@@ -133,20 +141,19 @@ class Run:
     """Name of its folder."""
     config: FinetuneConfig | PretrainConfig
     """All its settings."""
+    start: str = "pretraining"
+    """What a fine-tuning run starts from: scratch, DINO or practice."""
 
     @property
     def cell(self) -> Cell:
         """Where its figures belong."""
-        model = self.config.model.architecture
-        if isinstance(self.config, PretrainConfig):
-            return Cell("pretraining", model, 1.0)
-        start = "scratch" if self.config.init_from is None else "DINO"
-        return Cell(start, model, self.config.data.share)
+        share = self.config.data.share if isinstance(self.config, FinetuneConfig) else 1.0
+        return Cell(self.start, self.config.model.architecture, share)
 
     @property
     def cost(self) -> Cell:
-        """What decides how long it takes: scratch or DINO does not."""
-        return self.cell._replace(start="finetuning") if self.cell.start in TITLES else self.cell
+        """What decides how long it takes: the start of fine-tuning does not."""
+        return self.cell._replace(start="finetuning") if self.start in STARTS else self.cell
 
     @property
     def title(self) -> str:
@@ -183,7 +190,7 @@ def main(arguments: Sequence[str]) -> None:
     if record and record.get("finished"):
         say(f"{place} is finished; another --name does it again beside it")
         return
-    runs = plan(job, place, read_encoders(job))
+    runs = plan(job, place, read_encoders(job), read_practised(job))
     record = {
         "format": 1,
         "recipe": recipe,
@@ -222,6 +229,14 @@ def settle(job: AblationJob, base: AblationJob) -> AblationJob:
         decides = "--finetune.model" if key.startswith("pretrain.model.") else PLANNED.get(key)
         if decides is not None and given[key] != before[key]:
             raise InputError(f"{key} is set by the ablation; expected {decides}")
+    if not (job.dino or job.practised):
+        raise InputError(
+            "dino is False and practised is (); expected one of the two to compare with scratch"
+        )
+    if job.pretrained and not job.dino:
+        raise InputError(
+            f"dino is False, but pretrained is {job.pretrained}; expected one of the two"
+        )
     data = job.finetune.data
     if not (job.data_root or data.root):
         raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
@@ -239,14 +254,14 @@ def settle(job: AblationJob, base: AblationJob) -> AblationJob:
         list_scenes(root, data.split, need_masks=True, cache_dir=data.cache_dir)
         list_images(images, job.pretrain.data.cache_dir)
     finetune = replace(job.finetune, data=absolute_data(replace(data, root=root)))
-    pretrained = tuple(map(absolute, job.pretrained))
     return replace(
         job,
         finetune=finetune,
         pretrain=absolute_pretraining(job.pretrain),
         data_root=root,
         images=images,
-        pretrained=pretrained,
+        pretrained=tuple(map(absolute, job.pretrained)),
+        practised=tuple(map(absolute, job.practised)),
     )
 
 
@@ -260,9 +275,7 @@ def read_encoders(job: AblationJob) -> dict[object, str]:
     wanted = {settings["encoder"]: settings for settings in map(encoder_settings, models)}
     found: dict[object, str] = {}
     for reference in job.pretrained:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = find_checkpoint(reference, Path(scratch) / "checkpoint")
-            config = read_model(folder).config
+        config = _read_config(reference)
         if not isinstance(config, PretrainConfig):
             raise InputError(
                 f"pretrained: {reference} is a segmentation network; expected a run of "
@@ -281,16 +294,58 @@ def read_encoders(job: AblationJob) -> dict[object, str]:
     return found
 
 
-def plan(job: AblationJob, place: str, given: Mapping[object, str]) -> list[Run]:
+def read_practised(job: AblationJob) -> dict[Architecture, str]:
+    """Return where the networks are that have practised, by their architecture.
+
+    Raises:
+        InputError: one that cannot be read, is only an encoder, or is none of those that are
+            compared; or some of those have none.
+    """
+    found: dict[Architecture, str] = {}
+    for reference in job.practised:
+        config = _read_config(reference)
+        if not isinstance(config, FinetuneConfig):
+            raise InputError(
+                f"practised: {reference} is an encoder; expected a run of `train.finetune practice`"
+            )
+        architecture = config.model.architecture
+        wanted = [replace(job.finetune.model, architecture=each) for each in job.architectures]
+        if config.model not in wanted:
+            raise InputError(
+                f"practised: {reference} holds a network of {config.model}; expected one of "
+                f"{', '.join(map(str, wanted))}"
+            )
+        if architecture in found:
+            raise InputError(
+                f"practised: {reference} and {found[architecture]} are both of {architecture}"
+            )
+        found[architecture] = reference
+    missing = [each for each in job.architectures if each not in found]
+    if found and missing:
+        raise InputError(
+            f"practised has no network of {', '.join(missing)}; expected one of each that "
+            "--architectures names"
+        )
+    return found
+
+
+def plan(
+    job: AblationJob,
+    place: str,
+    given: Mapping[object, str],
+    practised: Mapping[Architecture, str],
+) -> list[Run]:
     """Return all runs in their order: encoders first, then every cell's first seed, and so on.
 
     Args:
         job: What is compared.
         place: Where the runs' folders are.
         given: Encoders that need no pretraining, see `read_encoders`.
+        practised: Networks that have practised, see `read_practised`.
     """
     pretraining: dict[str, Run] = {}
-    for architecture, seed in itertools.product(job.architectures, range(job.pretrain_seeds)):
+    encoders = itertools.product(job.architectures, range(job.pretrain_seeds)) if job.dino else ()
+    for architecture, seed in encoders:
         model = replace(job.finetune.model, architecture=architecture)
         kind = encoder_settings(model)["encoder"]
         if kind in given:
@@ -305,22 +360,26 @@ def plan(job: AblationJob, place: str, given: Mapping[object, str]) -> list[Run]
         pretraining.setdefault(name, Run(name=name, config=config))
     finetuning: list[Run] = []
     folds = job.folds or (job.finetune.data.fold,)
-    starts = ("scratch", "dino")
+    starts = ["scratch", *(["DINO"] if job.dino else []), *(["practice"] if practised else [])]
     cells = itertools.product(range(job.seeds), folds, job.shares, job.architectures, starts)
     for seed, fold, share, architecture, start in cells:
         model = replace(job.finetune.model, architecture=architecture)
         kind = encoder_settings(model)["encoder"]
-        encoder = given.get(kind, f"{place}/pretrain-{kind}-s{seed % job.pretrain_seeds}")
+        origins = {
+            "scratch": None,
+            "DINO": given.get(kind, f"{place}/pretrain-{kind}-s{seed % job.pretrain_seeds}"),
+            "practice": practised.get(architecture),
+        }
         config = replace(
             job.finetune,
             model=model,
             data=replace(job.finetune.data, share=share, fold=fold),
             train=replace(job.finetune.train, seed=seed),
-            init_from=encoder if start == "dino" else None,
+            init_from=origins[start],
         )
-        name = f"{architecture}-{start}-s{seed}-share{share}"
+        name = f"{architecture}-{start.lower()}-s{seed}-share{share}"
         part = f"-fold{fold}" if job.folds else ""
-        finetuning.append(Run(name=f"{name}{part}", config=config))
+        finetuning.append(Run(name=f"{name}{part}", config=config, start=start))
     return [*pretraining.values(), *finetuning]
 
 
@@ -376,7 +435,7 @@ def write_results(runs: Sequence[Run], folder: RunFolder, place: str, job: Ablat
     results = to_tables(found, explain(job, len(next(iter(scores.values()))[0])))
     charts = curves.compare(
         [
-            (f"{cell.architecture}, {TITLES[cell.start]}", mean_history(each))
+            (f"{cell.architecture}, {STARTS[cell.start]}", mean_history(each))
             for cell, each in histories.items()
             if cell.share == max(job.shares)
         ]
@@ -407,13 +466,17 @@ def explain(job: AblationJob, num_images: int) -> str:
     folds = ", ".join(map(str, job.folds or (data.fold,)))
     named = f"folds {folds}, held out in turn" if len(job.folds) > 1 else f"fold {folds}"
     part = data.val_split or f"{data.split}, {named}"
+    dino = (
+        f"DINO: {job.pretrain_seeds} pretraining run(s) per encoder, on images without their labels"
+        + (", the validation images among them" if job.images == (data.root,) else "")
+        + (f"; given: {', '.join(job.pretrained)}. " if job.pretrained else ". ")
+    )
     return (
         f"Mean ± standard deviation over {job.seeds} fine-tuning seed(s); {num_images} images of "
-        f"{part}; the last checkpoint of each run, so nothing was chosen on these images. DINO: "
-        f"{job.pretrain_seeds} pretraining run(s) per encoder, on images without their labels"
-        + (", the validation images among them" if job.images == (data.root,) else "")
-        + (f"; given: {', '.join(job.pretrained)}" if job.pretrained else "")
-        + ". Differences are taken image by image, each averaged over the seeds first, with a 95 % "
+        f"{part}; the last checkpoint of each run, so nothing was chosen on these images. "
+        + (dino if job.dino else "")
+        + (f"Practice: {', '.join(job.practised)}. " if job.practised else "")
+        + "Differences are taken image by image, each averaged over the seeds first, with a 95 % "
         "bootstrap interval over images: where it holds 0, the two may be equally good. It speaks "
         "of other images, not of other seeds, whose spread is the ± above."
     )
@@ -421,8 +484,13 @@ def explain(job: AblationJob, num_images: int) -> str:
 
 def to_page(results: Sequence[Table], charts: Sequence[curves.Chart]) -> str:
     """Return the report's page with these tables and curves, and no section about a single run."""
-    page = {"title": "Scratch and DINO", "charts": charts, "results": results}
+    page = {"title": "Ways to start", "charts": charts, "results": results}
     return template("page.html.jinja").render(variables([]) | page)
+
+
+def _read_config(reference: str) -> FinetuneConfig | PretrainConfig:
+    with tempfile.TemporaryDirectory() as scratch:
+        return read_model(find_checkpoint(reference, Path(scratch) / "checkpoint")).config
 
 
 def _seconds(place: str, run: Run) -> float | None:

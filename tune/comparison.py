@@ -18,14 +18,16 @@ from scribbleseg.runs import RunFolder
 from train.launch import LaunchConfig, call_remotely, start_ray
 
 METRICS = ("object_iou", "background_iou", "miou")
-TITLES = {"scratch": "from scratch", "DINO": "DINO", "difference": "DINO − scratch"}
+STARTS = {"scratch": "from scratch", "DINO": "DINO", "practice": "practice"}
+"""What a network can start from, as a table's name and as its title."""
+TITLES = STARTS | {f"{start}-scratch": f"{start} − scratch" for start in ("DINO", "practice")}
 
 
 class Cell(NamedTuple):
     """One cell of the design: its runs differ in their seed alone."""
 
     start: str
-    """scratch or DINO."""
+    """scratch, DINO or practice."""
     architecture: str
     share: float
 
@@ -34,7 +36,7 @@ class Figure(NamedTuple):
     """One number of the tables, with what says how sure it is."""
 
     table: str
-    """scratch, DINO or difference (DINO - scratch)."""
+    """One of STARTS, or a difference: DINO-scratch, practice-scratch."""
     architecture: str
     share: float
     """Share of the training labels."""
@@ -69,10 +71,10 @@ def figures(scores: Mapping[Cell, Sequence[Sequence[Row]]]) -> list[Figure]:
         deviation = float(means.std(ddof=1)) if len(means) > 1 else None
         found.append(Figure(*cell, metric, float(means.mean()), deviation))
     for cell, metric in itertools.product(scores, METRICS):
-        if cell.start == "DINO":
+        if cell.start != "scratch":
             ours, theirs = scores[cell], scores[cell._replace(start="scratch")]
             mean, *ends = paired_difference(ours, theirs, metric)
-            difference = cell._replace(start="difference")
+            difference = cell._replace(start=f"{cell.start}-scratch")
             found.append(Figure(*difference, metric, mean, None, *ends))
     return sorted(found, key=lambda figure: list(TITLES).index(figure.table))
 
@@ -127,21 +129,20 @@ def _grid(seeds: Sequence[Sequence[Row]], metric: str) -> np.ndarray:
 
 
 def to_tables(found: Sequence[Figure], note: str) -> list[Table]:
-    """Return the report's two tables and that of the differences.
+    """Return a table for every start and every difference, as far as there are figures.
 
     Args:
         found: From `figures`, in its order.
         note: What stands below the last one.
     """
     made: list[Table] = []
-    for number, (name, title) in enumerate(TITLES.items(), start=1):
-        chosen = [figure for figure in found if figure.table == name]
+    for number, (name, group) in enumerate(itertools.groupby(found, lambda each: each.table), 1):
         rows = [
-            [architecture, percent(share), *(figure.text() for figure in group)]
-            for (architecture, share), group in itertools.groupby(chosen, lambda each: each[1:3])
+            [architecture, percent(share), *(figure.text() for figure in cell)]
+            for (architecture, share), cell in itertools.groupby(group, lambda each: each[1:3])
         ]
         labels = [METRIC_NAMES[metric] for metric in METRICS]
-        made.append(Table(header=[f"Table {number}: {title}", "Labels", *labels], rows=rows))
+        made.append(Table(header=[f"Table {number}: {TITLES[name]}", "Labels", *labels], rows=rows))
     return [*made[:-1], replace(made[-1], note=note)]
 
 
@@ -154,7 +155,7 @@ def to_csv(found: Sequence[Figure]) -> str:
 
 def to_markdown(results: Sequence[Table]) -> str:
     """Return the tables as a text file."""
-    lines = ["# From scratch and after DINO pretraining", ""]
+    lines = ["# Ways to start", ""]
     for table in results:
         cells = [table.header, ["---"] * len(table.header), *table.rows]
         lines += [*(f"| {' | '.join(row)} |" for row in cells), "", table.note]

@@ -25,6 +25,7 @@ from tune.ablation import (
     mean_history,
     plan,
     read_encoders,
+    read_practised,
     settle,
 )
 from tune.comparison import METRICS, Cell, figures, score, to_csv, to_tables
@@ -61,7 +62,7 @@ def test_recipes_of_finetuning_and_pretraining_come_in_pairs():
 
 
 def test_encoders_come_first_and_are_shared(tiny_data):
-    runs = plan(make_job(tiny_data, seeds=2), "/runs/a", {})
+    runs = plan(make_job(tiny_data, seeds=2), "/runs/a", {}, {})
     names = [run.name for run in runs]
     assert names[:2] == ["pretrain-unet-s0", "pretrain-resunet-s0"]
     assert names[2:8] == [
@@ -83,7 +84,7 @@ def test_shares_and_pretraining_seeds_multiply_the_plan(tiny_data):
     job = make_job(
         tiny_data, seeds=3, pretrain_seeds=2, shares=(0.25, 1.0), architectures=("resunet",)
     )
-    configs = {run.name: run.config for run in plan(job, "/a", {})}
+    configs = {run.name: run.config for run in plan(job, "/a", {}, {})}
     assert len(configs) == 2 + 3 * 2 * 2
     assert configs["pretrain-resunet-s1"].train.seed == 1
     ends = [configs[f"resunet-dino-s{seed}-share0.25"].init_from[-2:] for seed in range(3)]
@@ -93,7 +94,7 @@ def test_shares_and_pretraining_seeds_multiply_the_plan(tiny_data):
 
 def test_folds_are_held_out_in_turn_by_runs_of_their_own(tiny_data):
     job = make_job(tiny_data, seeds=2, folds=(2, 0), architectures=("unet",))
-    configs = {run.name: run.config for run in plan(job, "/a", {})}
+    configs = {run.name: run.config for run in plan(job, "/a", {}, {})}
     assert list(configs)[:3] == [
         "pretrain-unet-s0",
         "unet-scratch-s0-share1.0-fold2",
@@ -108,12 +109,13 @@ def test_folds_are_held_out_in_turn_by_runs_of_their_own(tiny_data):
         "/a/pretrain-unet-s0",
     }
     job = make_job(tiny_data, architectures=("unet",))
-    assert plan(job, "/a", {})[1].config.data.fold == 0
+    assert plan(job, "/a", {}, {})[1].config.data.fold == 0
 
 
 def save(folder, config):
-    weights = build_model(config.model).encoder.state_dict()
-    write_model(folder, config=config, weights=weights, metrics={})
+    model = build_model(config.model)
+    part = model.encoder if isinstance(config, PretrainConfig) else model
+    write_model(folder, config=config, weights=part.state_dict(), metrics={})
     write_manifest(folder)
     return str(folder)
 
@@ -123,7 +125,7 @@ def test_given_encoders_are_not_pretrained_again(tiny_data, tmp_path):
         tmp_path / "r", PretrainConfig(model=ModelConfig(architecture="resunet", depth=5))
     )
     job = make_job(tiny_data, pretrained=(resunet,))
-    configs = {run.name: run.config for run in plan(job, "/a", read_encoders(job))}
+    configs = {run.name: run.config for run in plan(job, "/a", read_encoders(job), {})}
     assert [name for name in configs if name.startswith("pretrain")] == ["pretrain-unet-s0"]
     starts = [configs[f"{each}-dino-s0-share1.0"].init_from for each in job.architectures]
     assert starts == ["/a/pretrain-unet-s0", resunet, resunet]
@@ -146,9 +148,52 @@ def test_encoders_that_fit_nothing_are_refused_by_name(tiny_data, tmp_path):
 
 
 def test_scratch_and_dino_differ_in_their_start_alone(tiny_data):
-    configs = {run.name: run.config for run in plan(make_job(tiny_data), "/a", {})}
+    configs = {run.name: run.config for run in plan(make_job(tiny_data), "/a", {}, {})}
     one, other = (vars(configs[f"unet-{start}-s0-share1.0"]) for start in ("scratch", "dino"))
     assert {key for key in one if one[key] != other[key]} == {"init_from"}
+
+
+def test_networks_that_practised_are_a_start_of_their_own(tiny_data, tmp_path):
+    models = [
+        replace(JOBS["demo"]().finetune.model, architecture=each) for each in ("resunet", "unet")
+    ]
+    practised = [
+        save(tmp_path / model.architecture, FinetuneConfig(model=model)) for model in models
+    ]
+    job = make_job(
+        tiny_data, architectures=("unet", "resunet"), practised=tuple(practised), dino=False
+    )
+    runs = plan(job, "/a", read_encoders(job), read_practised(job))
+    starts = {run.name: run.config.init_from for run in runs if run.config.train.seed == 0}
+    assert starts == {
+        "unet-scratch-s0-share1.0": None,
+        "unet-practice-s0-share1.0": practised[1],
+        "resunet-scratch-s0-share1.0": None,
+        "resunet-practice-s0-share1.0": practised[0],
+    }
+    assert [run.cell.start for run in runs[:2]] == ["scratch", "practice"]
+    assert runs[0].cost == runs[1].cost
+    both = replace(job, dino=True)
+    names = [run.name for run in plan(both, "/a", {}, read_practised(both))]
+    assert names[:2] == ["pretrain-unet-s0", "pretrain-resunet-s0"]
+    assert names[2:5] == [f"unet-{each}-s0-share1.0" for each in ("scratch", "dino", "practice")]
+
+
+def test_networks_that_practised_and_fit_nothing_are_refused_by_name(tiny_data, tmp_path):
+    model = JOBS["demo"]().finetune.model
+    right = save(tmp_path / "right", FinetuneConfig(model=model))
+    for given, message in (
+        ((save(tmp_path / "eyes", PretrainConfig(model=model)),), "eyes is an encoder; expected"),
+        (
+            (save(tmp_path / "wide", FinetuneConfig(model=replace(model, width=24))),),
+            "wide holds a network of .*width=24",
+        ),
+        ((right, right), "are both of unet"),
+        ((right,), "no network of resunet, attention_resunet; expected one of each"),
+        ((str(tmp_path / "none"),), "none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_practised(make_job(tiny_data, practised=given))
 
 
 def test_figures_agree_with_plain_arithmetic():
@@ -157,11 +202,11 @@ def test_figures_agree_with_plain_arithmetic():
         Cell(start, architecture, share)
         for architecture in ("unet", "resunet")
         for share in (0.5, 1.0)
-        for start in ("scratch", "DINO")
+        for start in ("scratch", "DINO", "practice")
     ]
     scores = {cell: [make_rows(generator, 20) for _ in range(3)] for cell in cells}
     found = figures(scores)
-    assert len(found) == len(cells) * 3 + len(cells) // 2 * 3
+    assert len(found) == (len(cells) + 2 * len(cells) // 3) * 3
     by_key = {figure[:4]: figure for figure in found}
     for cell in cells:
         for metric in METRICS:
@@ -169,17 +214,21 @@ def test_figures_agree_with_plain_arithmetic():
             figure = by_key[(*cell, metric)]
             assert figure.mean == pytest.approx(statistics.mean(means))
             assert figure.deviation == pytest.approx(statistics.stdev(means))
-    gains = []
-    scratch, dino = (scores[Cell(start, "resunet", 0.5)] for start in ("scratch", "DINO"))
-    for image in range(20):
-        before = statistics.mean(seed[image].miou for seed in scratch)
-        after = statistics.mean(seed[image].miou for seed in dino)
-        gains.append(after - before)
-    figure = by_key[("difference", "resunet", 0.5, "miou")]
-    assert figure.mean == pytest.approx(statistics.mean(gains))
-    # Another way to draw the resamples gives nearly the same interval.
-    draws = np.random.default_rng(8).choice(gains, (20_000, 20)).mean(axis=1)
-    assert (figure.low, figure.high) == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=5e-3)
+    scratch = scores[Cell("scratch", "resunet", 0.5)]
+    for start in ("DINO", "practice"):
+        gains = []
+        for image in range(20):
+            before = statistics.mean(seed[image].miou for seed in scratch)
+            after = statistics.mean(
+                seed[image].miou for seed in scores[Cell(start, "resunet", 0.5)]
+            )
+            gains.append(after - before)
+        figure = by_key[(f"{start}-scratch", "resunet", 0.5, "miou")]
+        assert figure.mean == pytest.approx(statistics.mean(gains))
+        # Another way to draw the resamples gives nearly the same interval.
+        draws = np.random.default_rng(8).choice(gains, (20_000, 20)).mean(axis=1)
+        ends = np.percentile(draws, [2.5, 97.5])
+        assert (figure.low, figure.high) == pytest.approx(ends, abs=5e-3)
 
 
 def test_tables_stand_in_the_reports_form():
@@ -220,6 +269,11 @@ def test_histories_are_averaged_epoch_by_epoch():
         (["cpu", "--architectures", "unet", "vgg"], "'vgg'"),
         (["cpu", "--architectures", "unet", "unet"], "none of them twice"),
         (["cpu", "--architectures"], "architectures is ()"),
+        (["--data.root", "x", "--no-dino"], "dino is False and practised is ()"),
+        (
+            "--data.root x --no-dino --pretrained eyes --practised p".split(),
+            "dino is False, but pretrained is ('eyes',)",
+        ),
         (["cpu", "--seeds", "0"], "seeds is 0"),
         (["cpu", "--seeds", "2", "--pretrain-seeds", "3"], "pretrain_seeds is 3"),
         (["cpu", "--shares", "0.5", "1.5"], "shares is 1.5"),
@@ -243,12 +297,12 @@ def test_bad_command_lines_are_one_line_and_status_2(arguments, words, capsys):
 
 
 def test_a_seeds_folds_are_scored_each_on_its_own_images_and_pooled(tiny_data, tmp_path):
-    encoder = save(
-        tmp_path / "eyes", PretrainConfig(model=ModelConfig(width=8, depth=3, norm="group"))
-    )
+    model = ModelConfig(width=8, depth=3, norm="group")
+    encoder = save(tmp_path / "eyes", PretrainConfig(model=model))
+    practised = save(tmp_path / "practised", FinetuneConfig(model=model))
     main(["demo", f"--data-root={tiny_data}", f"--storage={tmp_path}", "--name=a", "--seeds=1",
           "--architectures=unet", *TINY, "--folds", "0", "1",
-          f"--pretrained={encoder}"])  # fmt: skip
+          f"--pretrained={encoder}", f"--practised={practised}"])  # fmt: skip
     folder = tmp_path / "a"
     rows = []
     for fold in (0, 1):
@@ -262,6 +316,9 @@ def test_a_seeds_folds_are_scored_each_on_its_own_images_and_pooled(tiny_data, t
     assert float(shown["mean"]) == pytest.approx(statistics.mean(row.miou for row in rows))
     text = (folder / "tables.md").read_text()
     assert f"{len(rows)} images of train, folds 0, 1, held out in turn" in text
+    assert "Table 5: practice − scratch" in text and f"Practice: {practised}." in text
+    config = read_model(folder / "unet-practice-s0-share1.0-fold1" / "checkpoint_0001").config
+    assert config.init_from == practised
 
 
 def test_images_that_are_not_there_are_named(tiny_data):
