@@ -142,7 +142,7 @@ class Run:
     config: FinetuneConfig | PretrainConfig
     """All its settings."""
     start: str = "pretraining"
-    """What a fine-tuning run starts from: scratch, DINO or practice."""
+    """What fine-tuning starts from: scratch, DINO or practice; pretraining for any other run."""
 
     @property
     def cell(self) -> Cell:
@@ -168,7 +168,9 @@ class Run:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     if arguments and arguments[0] in ("-h", "--help"):
-        purpose = "Compares networks from scratch and after DINO pretraining, over seeds."
+        purpose = (
+            "Compares networks from scratch, after DINO pretraining and after practice, over seeds."
+        )
         sys.stdout.write(
             usage(PROG, "--data.root DIR", purpose, {name: RECIPES[name] for name in JOBS})
         )
@@ -301,6 +303,7 @@ def read_practised(job: AblationJob) -> dict[Architecture, str]:
         InputError: one that cannot be read, is only an encoder, or is none of those that are
             compared; or some of those have none.
     """
+    wanted = [replace(job.finetune.model, architecture=each) for each in job.architectures]
     found: dict[Architecture, str] = {}
     for reference in job.practised:
         config = _read_config(reference)
@@ -309,7 +312,6 @@ def read_practised(job: AblationJob) -> dict[Architecture, str]:
                 f"practised: {reference} is an encoder; expected a run of `train.finetune practice`"
             )
         architecture = config.model.architecture
-        wanted = [replace(job.finetune.model, architecture=each) for each in job.architectures]
         if config.model not in wanted:
             raise InputError(
                 f"practised: {reference} holds a network of {config.model}; expected one of "
@@ -360,26 +362,27 @@ def plan(
         pretraining.setdefault(name, Run(name=name, config=config))
     finetuning: list[Run] = []
     folds = job.folds or (job.finetune.data.fold,)
-    starts = ["scratch", *(["DINO"] if job.dino else []), *(["practice"] if practised else [])]
-    cells = itertools.product(range(job.seeds), folds, job.shares, job.architectures, starts)
-    for seed, fold, share, architecture, start in cells:
+    cells = itertools.product(range(job.seeds), folds, job.shares, job.architectures)
+    for seed, fold, share, architecture in cells:
         model = replace(job.finetune.model, architecture=architecture)
         kind = encoder_settings(model)["encoder"]
-        origins = {
-            "scratch": None,
-            "DINO": given.get(kind, f"{place}/pretrain-{kind}-s{seed % job.pretrain_seeds}"),
-            "practice": practised.get(architecture),
-        }
-        config = replace(
-            job.finetune,
-            model=model,
-            data=replace(job.finetune.data, share=share, fold=fold),
-            train=replace(job.finetune.train, seed=seed),
-            init_from=origins[start],
-        )
-        name = f"{architecture}-{start.lower()}-s{seed}-share{share}"
-        part = f"-fold{fold}" if job.folds else ""
-        finetuning.append(Run(name=f"{name}{part}", config=config, start=start))
+        origins: dict[str, str | None] = {"scratch": None}
+        if job.dino:
+            own = f"{place}/pretrain-{kind}-s{seed % job.pretrain_seeds}"
+            origins["DINO"] = given.get(kind, own)
+        if practised:
+            origins["practice"] = practised[architecture]
+        for start, origin in origins.items():
+            config = replace(
+                job.finetune,
+                model=model,
+                data=replace(job.finetune.data, share=share, fold=fold),
+                train=replace(job.finetune.train, seed=seed),
+                init_from=origin,
+            )
+            name = f"{architecture}-{start.lower()}-s{seed}-share{share}"
+            part = f"-fold{fold}" if job.folds else ""
+            finetuning.append(Run(name=f"{name}{part}", config=config, start=start))
     return [*pretraining.values(), *finetuning]
 
 
