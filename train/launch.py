@@ -23,7 +23,7 @@ from pyarrow.fs import FileType
 from scribbleseg.config import require
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.runs import RunFolder
-from train.places import absolute
+from train.places import absolute, marked
 from train.progress import Board, RemoteBoard, Watcher
 
 T = TypeVar("T")
@@ -88,16 +88,26 @@ class ClusterConfig:
         return self.min_workers or self.num_workers
 
     @property
+    def where(self) -> str | None:
+        """Address of the cluster; None, and an empty $RAY_ADDRESS, stand for this machine."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
+
+    @property
     def is_local(self) -> bool:
         """Whether Ray will be started on this machine, for this job alone."""
-        return self.address is None and "RAY_ADDRESS" not in os.environ
+        return self.where is None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether all of Ray will be on this machine; "local" asks for that as of a cluster."""
+        return self.where in (None, "local")
 
     def named(self) -> Self:
         """Return the same wishes with the cluster's address written down.
 
         Processes of the cluster, to which they travel, do not have the command's environment.
         """
-        return replace(self, address=self.address or os.environ.get("RAY_ADDRESS"))
+        return replace(self, address=self.where)
 
     @property
     def is_alone(self) -> bool:
@@ -160,23 +170,25 @@ def start_ray(launch: ClusterConfig) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
-    if ray.is_initialized():
-        return
     settings = CLUSTER | (ALONE if launch.is_local else {})
     if launch.min_workers is not None:
         settings |= ELASTIC
+    # Also where Ray runs already: a trial's process on a cluster has nothing of the command's.
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    if launch.is_local:
+    if ray.is_initialized():
+        return
+    # Left to itself, Ray would join whatever cluster was last started on this machine, and wait for
+    # minutes for one that is long gone.
+    address = launch.where or "local"
+    if launch.is_here:
         from train.loopback import stay_on_loopback
 
         stay_on_loopback()
-    # Left to itself, Ray would join whatever cluster was last started on this machine, and wait for
-    # minutes for one that is long gone.
-    address = "local" if launch.is_local else launch.address
     try:
         ray.init(
             address=address,
+            num_cpus=allowed_cpus() if launch.is_here else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
             # Nobody looks at a cluster that lasts as long as one command.
@@ -365,13 +377,14 @@ def launch_job(
     Args:
         worker: Returns {} when done, or its last words under "input_error" or "diverged": a fault
             that a restart cannot mend is returned and not raised, so that Ray does not retry it.
-        payload: Plain values; "board", "cpus" and "gpus" are added to it.
+        payload: Plain values; "board", "cpus", "gpus" and "mark" are added to it.
         launch: Hardware and storage.
         run: The folder of the run, under the launch's storage.
         callbacks: Ray Train's, which hear of every report.
 
     Raises:
-        InputError: what the workers found wrong with the input.
+        InputError: what the workers found wrong with the input, or a storage that cannot be written
+            or is not theirs.
         DivergedError: the loss is no longer a number.
         RuntimeError: the job failed more often than `launch.max_failures`.
     """
@@ -411,20 +424,20 @@ def launch_job(
             placement_strategy="PACK" if launch.is_local else "SPREAD",
         )
         forget_ray_state(run)
-    trainer = ray.train.torch.TorchTrainer(
-        worker,
-        train_loop_config=payload
-        | {"board": board, "cpus": resources.cpus, "gpus": resources.gpus},
-        torch_config=LoopbackConfig() if launch.is_local else InterfaceConfig(),
-        scaling_config=scaling,
-        run_config=ray.train.RunConfig(
-            name=run.name,
-            storage_path=absolute(launch.storage),
-            failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
-            callbacks=list(callbacks),
-        ),
-    )
-    with Watcher(board):
+    with marked(run) as mark, Watcher(board):
+        trainer = ray.train.torch.TorchTrainer(
+            worker,
+            train_loop_config=payload
+            | {"board": board, "cpus": resources.cpus, "gpus": resources.gpus, "mark": mark},
+            torch_config=LoopbackConfig() if launch.is_here else InterfaceConfig(),
+            scaling_config=scaling,
+            run_config=ray.train.RunConfig(
+                name=run.name,
+                storage_path=absolute(launch.storage),
+                failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
+                callbacks=list(callbacks),
+            ),
+        )
         try:
             outcome: dict[str, str] = trainer.fit().return_value or {}
         except ray.train.TrainingFailedError as error:
@@ -437,8 +450,18 @@ def launch_job(
 
 def this_machine() -> tuple[int, int]:
     """Return the CPU cores that this process may use, and the GPUs."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cpus, torch.cuda.device_count()
+    return allowed_cpus() or os.cpu_count() or 1, torch.cuda.device_count()
+
+
+def allowed_cpus() -> int | None:
+    """Return how many CPU cores this process is held to (taskset, Slurm), of which Ray knows none.
+
+    None where it may use all of them: Ray counts those itself, less what a container is denied.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cpus = len(os.sched_getaffinity(0))
+    return cpus if cpus < (os.cpu_count() or 1) else None
 
 
 def forget_ray_state(run: RunFolder) -> None:

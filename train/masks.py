@@ -18,6 +18,7 @@ from scribbleseg.device import pick_device, prepare_cpu
 from scribbleseg.errors import InputError
 from scribbleseg.predict import Predictor, answer
 from scribbleseg.runs import RunFolder, open_storage
+from train.places import require_mark
 
 ItemT = TypeVar("ItemT")
 ReadT = TypeVar("ReadT")
@@ -194,7 +195,14 @@ class MaskActor:
     """A `MaskMaker` as Ray Data holds it: tables of file names in, tables of outcomes out."""
 
     def __init__(
-        self, held: Sequence[Any], folders: Folders, wishes: Wishes, *, cpus: int, gpus: int
+        self,
+        held: Sequence[Any],
+        folders: Folders,
+        wishes: Wishes,
+        mark: str,
+        *,
+        cpus: int,
+        gpus: int,
     ):
         """Take the network from Ray's object store.
 
@@ -203,24 +211,30 @@ class MaskActor:
                 anew after a loss finds it there. In a list, since Ray would resolve it otherwise.
             folders: See `MaskMaker`.
             wishes: See `MaskMaker`.
+            mark: What the command left in the folder of the masks, see `train.places.marked`.
             cpus: See `MaskMaker`.
             gpus: See `MaskMaker`.
         """
         import ray
 
+        self.mark = mark
         self.maker = MaskMaker(ray.get(held[0]), folders, wishes, cpus=cpus, gpus=gpus)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Make the masks of a table's rows; return what became of each: stem, file and reason.
 
         The latter two are those of its `Failure`, or empty. Where masks cannot be written at all,
-        that is a single row without a stem: Ray would try again what it sees raised.
+        that is a single row without a stem: Ray would try again what it sees raised. If that is
+        because the folder is another one here, it is without a file as well.
         """
         drawn = [Drawn(**row) for row in batch.to_pylist()]
         try:
+            require_mark(self.maker.folders.target, self.mark)
             failures = [failure or Failure("", "") for failure in self.maker.make(drawn)]
         except OSError as error:
             return _outcomes([""], [Failure(self.maker.folders.out, reason(error))])
+        except InputError as error:
+            return _outcomes([""], [Failure("", str(error))])
         return _outcomes([each.stem for each in drawn], failures)
 
 

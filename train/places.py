@@ -1,11 +1,13 @@
 """Where runs are and whose: folders made absolute, names, locks, the commit of the code."""
 
+import contextlib
 import hashlib
 import os
+import platform
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,20 @@ from scribbleseg.config import DataConfig, PretrainConfig, config_hash, from_dic
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
 
+# Name of the file in which a command leaves its word for its workers.
+MARK = ".driver"
+
 
 def absolute(location: str) -> str:
     """Return a local path made absolute, because workers start elsewhere.
 
-    URIs and released:NAME stay as they are.
+    URIs and released:NAME stay as they are, but for a URI's slashes at its end: what follows would
+    otherwise lie in a folder without a name.
     """
-    if "://" in location or location.startswith("released:"):
+    if "://" in location:
+        scheme, _, path = location.partition("://")
+        return f"{scheme}://{path.rstrip('/')}"
+    if location.startswith("released:"):
         return location
     return str(Path(location).expanduser().resolve())
 
@@ -68,7 +77,7 @@ def choose_run(
             run = RunFolder.at(storage, wanted)
             number += 1
     record = run.read_record()
-    if record is not None and not _tells_of(record.get("config"), config):
+    if record is not None and not tells_of(record.get("config"), config):
         raise InputError(
             f"{storage}/{wanted}: holds a run with other settings; choose another --name, "
             "or --fresh to start anew beside it"
@@ -76,7 +85,7 @@ def choose_run(
     return wanted, run
 
 
-def _tells_of(found: Any, config: Any) -> bool:
+def tells_of(found: Any, config: Any) -> bool:
     """Say whether a record's settings are these; one of an older version lacks what came later."""
     try:
         return isinstance(found, dict) and from_dict(type(config), found) == config
@@ -84,7 +93,49 @@ def _tells_of(found: Any, config: Any) -> bool:
         return False
 
 
-@contextmanager
+@contextlib.contextmanager
+def marked(folder: RunFolder) -> Generator[str]:
+    """Leave a word in a folder for the workers that are to write there, as long as they do.
+
+    A local path is another folder on another machine: what is written there would be lost with it.
+    See `require_mark`.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    word = uuid.uuid4().hex
+    try:
+        folder.write_file(MARK, word.encode())
+    except OSError as error:
+        raise InputError(
+            f"{folder.path}: cannot be written ({error}); expected a folder or bucket in which you "
+            "may write"
+        ) from None
+    try:
+        yield word
+    finally:
+        with contextlib.suppress(OSError):
+            folder.filesystem.delete_file(f"{folder.path}/{MARK}")
+            if folder.local_path is not None:
+                # Only what is empty goes: a job that wrote nothing leaves nothing.
+                folder.local_path.rmdir()
+
+
+def require_mark(folder: RunFolder, word: str) -> None:
+    """See that a worker has the folder in which the command left this word.
+
+    Raises:
+        InputError: it is another one.
+    """
+    if folder.read_file(MARK) != word.encode():
+        raise InputError(
+            f"{folder.path}: is another folder on {platform.node()} than where the command was "
+            "given; expected one that all machines of the cluster share: s3://BUCKET/PATH, "
+            "gs://BUCKET/PATH, or a folder mounted on each of them"
+        )
+
+
+@contextlib.contextmanager
 def sole(place: str) -> Generator[None]:
     """Keep a run or a sweep to this process of the machine: two would write over each other.
 

@@ -35,7 +35,7 @@ from train.launch import (
     wait_for_room,
 )
 from train.masks import SCENES_AHEAD, Drawn, Failure, Folders, MaskActor, MaskMaker, Wishes
-from train.places import absolute
+from train.places import absolute, marked
 from train.worklist import FAILED, list_work, require_same_masks, write_failures
 
 PROG = "python -m train.predict"
@@ -150,7 +150,7 @@ def predict_on_ray(
     """Make the masks on Ray; yield the failure, or None, of each photograph, in any order.
 
     Raises:
-        InputError: the workers can never be placed.
+        InputError: the workers can never be placed, or have another folder of masks.
         OSError: a mask cannot be written.
     """
     import ray
@@ -165,31 +165,41 @@ def predict_on_ray(
     wait_for_room(launch, resources)
     held = ray.put(predictor)
     left = {each.stem: each for each in drawn}
-    for attempt in range(launch.max_failures + 1):
-        # What was lost is dealt out one by one, so that what kills its worker is found out.
-        share = len(left) / (TABLES_PER_WORKER * launch.num_workers)
-        size = max(1 if attempt else SCENES_AHEAD, math.ceil(share))
-        for rows in _deal(list(left.values()), size, held, job, resources):
-            if not rows[0]["stem"]:
-                raise OSError(f"{rows[0]['file']}: {rows[0]['reason']}")
-            for row in rows:
-                left.pop(row["stem"], None)
-            yield [Failure(row["file"], row["reason"]) if row["file"] else None for row in rows]
-        if not left:
-            return
+    with marked(job.folders.target) as mark:
+        for attempt in range(launch.max_failures + 1):
+            # What was lost is dealt out one by one, so that what kills its worker is found out.
+            share = len(left) / (TABLES_PER_WORKER * launch.num_workers)
+            size = max(1 if attempt else SCENES_AHEAD, math.ceil(share))
+            for rows in _deal(list(left.values()), size, (held, mark), job, resources):
+                first = rows[0]
+                if not first["stem"]:
+                    if not first["file"]:
+                        raise InputError(first["reason"])
+                    raise OSError(f"{first['file']}: {first['reason']}")
+                for row in rows:
+                    left.pop(row["stem"], None)
+                yield [Failure(row["file"], row["reason"]) if row["file"] else None for row in rows]
+            if not left:
+                return
     why = f"its worker was lost {launch.max_failures + 1} times; is it too large for its memory?"
     yield [Failure(f"{job.folders.images}/{each.image}", why) for each in left.values()]
 
 
 def _deal(
-    drawn: Sequence[Drawn], size: int, held: Any, job: PredictJob, resources: Resources
+    drawn: Sequence[Drawn],
+    size: int,
+    given: tuple[Any, str],
+    job: PredictJob,
+    resources: Resources,
 ) -> Iterator[list[dict[str, str]]]:
     """Deal photographs out to workers, `size` at a time; yield the rows that `MaskActor` returns.
 
-    What was lost with a worker is missing among them.
+    What was lost with a worker is missing among them. `given` is the reference of the predictor,
+    and the mark in the folder of the masks.
     """
     import ray.data
 
+    held, mark = given
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -215,7 +225,7 @@ def _deal(
             ),
             num_cpus=resources.cpus,
             num_gpus=resources.gpus or None,
-            fn_constructor_args=([held], job.folders, job.wishes),
+            fn_constructor_args=([held], job.folders, job.wishes, mark),
             fn_constructor_kwargs={"cpus": resources.cpus, "gpus": resources.gpus},
             max_task_retries=0,
         )

@@ -42,6 +42,7 @@ from scribbleseg.loops.steps import EpochDone, Event, Row, SaveDue, StepDone, no
 from scribbleseg.progress import narrated
 from scribbleseg.report.pretraining import NUM_SCENES, draw_picture, picture_name
 from scribbleseg.runs import RunFolder
+from train.places import require_mark
 from train.progress import Board, RemoteBoard
 from train.saving import Saver, attempt, note_best
 
@@ -99,7 +100,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, str]:
 
     Args:
         payload: "config" (a dictionary), "recipe", "git_commit", "storage", "name", "board",
-            "cpus", "gpus"; and "until" where it is to end after that epoch, to go on another time.
+            "cpus", "gpus"; "mark", where the command left one, see `train.places.marked`; and
+            "until" where it is to end after that epoch, to go on another time.
     """
     return _last_words(payload, assemble_finetune)
 
@@ -204,6 +206,9 @@ def train_run(
         # Ray sets OMP_NUM_THREADS only where nothing else has; this decides the speed on CPUs.
         prepare_cpu(payload["cpus"])
     run = RunFolder.at(payload["storage"], payload["name"])
+    mark = payload.get("mark")
+    if mark is not None:
+        _on_all_ranks(lambda: require_mark(run, mark))
     resumed = _last_checkpoint(run)
     say = payload["board"].say
     # Every machine fetches its own copy of remote data, so each says who it is.

@@ -54,7 +54,7 @@ from scribbleseg.runs import RunFolder, find_checkpoint
 from train.command import Order, base_config, carry_out, finetune_rank, pretrain_rank, usage
 from train.estimate import time_steps
 from train.launch import LaunchConfig, plan_resources, this_machine
-from train.places import absolute, absolute_data, absolute_pretraining, git_commit
+from train.places import absolute, absolute_data, absolute_pretraining, git_commit, tells_of
 from train.recipes import PRETRAIN_RECIPES, RECIPES
 from tune.comparison import (
     STARTS,
@@ -187,7 +187,8 @@ def main(arguments: Sequence[str]) -> None:
     record = folder.read_json(PLAN)
     # One that trained nothing, because something was wrong with its data say, keeps no name.
     begun = record and any(folder.child(run).read_record() for run in record["runs"])
-    if record and begun and record["settings"] != settings:
+    asked = replace(job, launch=AblationJob().launch, name=None)
+    if record and begun and not tells_of(record.get("settings"), asked):
         raise InputError(f"{place}: holds an ablation of other settings; choose another --name")
     if record and record.get("finished"):
         say(f"{place} is finished; another --name does it again beside it")

@@ -35,7 +35,7 @@ from train.launch import (
     this_machine,
     wait_for_room,
 )
-from train.places import git_commit, sole
+from train.places import git_commit, sole, tells_of
 from tune.comparison import paired_difference, score_all
 from tune.request import PROG, Sweep, plan_hardware, prepare
 from tune.rungs import rung_epochs
@@ -62,7 +62,13 @@ def main(arguments: Sequence[str]) -> None:
     known = read_trials(sweep.folder)
     record = read_info(sweep.folder)
     if record is not None:
-        differing = [key for key, value in sweep.identity.items() if record.get(key) != value]
+        # Settings of an older version lack what came later.
+        same = tells_of(record.get("settings"), sweep.job.config)
+        differing = [
+            key
+            for key, value in sweep.identity.items()
+            if record.get(key) != value and not (key == "settings" and same)
+        ]
         if differing:
             raise InputError(
                 f"{sweep.place}: holds a sweep of another {', '.join(differing)}; choose another "

@@ -5,6 +5,7 @@ serves the next trial: starting a second set of processes would take longer than
 With several it starts a Ray Train job of its own, and only waits.
 """
 
+import platform
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,12 +48,17 @@ def run_trial(plan: Plan, name: str, until: int | None) -> None:
     Every validation is reported, and why the run can never succeed.
     """
     sweep = RunFolder.open(plan.sweep)
-    run, trial = sweep.child(name), read_trial(sweep, name)
-    assert trial is not None, f"{name} was not announced"
-    if run.finished():
-        return
+    run = sweep.child(name)
     try:
-        _train(plan, trial, run, until)
+        trial = read_trial(sweep, name)
+        if trial is None:
+            raise InputError(
+                f"{plan.sweep}: holds no {name} on {platform.node()}; expected a storage that all "
+                "machines of the cluster share: s3://BUCKET/PATH, gs://BUCKET/PATH, or a folder "
+                "mounted on each of them"
+            )
+        if not run.finished():
+            _train(plan, trial, run, until)
     # Nothing that a second attempt could mend, so Tune is not given a reason for one.
     except (DivergedError, InputError) as error:
         ray.tune.report({FAILED: str(error)})

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import pickle
 import shutil
 import subprocess
@@ -17,16 +18,18 @@ from train import places
 from train.command import Order, carry_out
 from train.estimate import Pace, time_steps
 from train.launch import (
+    CLUSTER,
     ClusterConfig,
     LaunchConfig,
     Resources,
+    allowed_cpus,
     call_remotely,
     plan_resources,
     start_ray,
     uncollected,
     wait_for_room,
 )
-from train.places import absolute, choose_run, git_commit, sole
+from train.places import absolute, choose_run, git_commit, marked, require_mark, sole
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,9 @@ def test_a_record_that_lacks_later_settings_is_of_the_same_run(tmp_path):
 def test_locations_are_made_absolute_and_uris_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute("runs") == str(tmp_path / "runs")
-    assert absolute("s3://bucket/runs") == "s3://bucket/runs"
+    for uri in ("s3://bucket/runs", "s3://bucket/runs/", "s3://bucket/runs//"):
+        assert absolute(uri) == "s3://bucket/runs"
+    assert absolute("released:best") == "released:best"
 
 
 @pytest.mark.parametrize(("probability", "seconds"), [(0.0, 1.0), (0.25, 1.5), (1.0, 3.0)])
@@ -208,6 +213,75 @@ def test_wishes_that_travel_name_the_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS")
     assert launch.is_local and launch.named() == launch
     assert not pickle.loads(carried).is_local
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "is_local", "is_here"),
+    [
+        (None, None, True, True),
+        ("", None, True, True),
+        ("local", None, False, True),
+        (None, "local", False, True),
+        ("auto", None, False, False),
+        ("", "10.0.0.1:6379", False, False),
+    ],
+)
+def test_ray_of_this_machine_alone_keeps_to_loopback(
+    monkeypatch, variable, address, is_local, is_here
+):
+    """An empty RAY_ADDRESS names no cluster, and "local" none that others are meant to reach."""
+    asked, told = {}, []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setattr("train.loopback.stay_on_loopback", lambda: told.append(True))
+    launch = ClusterConfig(address=address)
+    assert (launch.is_local, launch.is_here) == (is_local, is_here)
+    start_ray(launch)
+    assert asked["address"] == (address or variable or "local")
+    assert bool(told) == is_here
+
+
+def test_a_process_that_ray_has_started_gets_the_settings_too(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    for name in CLUSTER:
+        monkeypatch.delenv(name, raising=False)
+    start_ray(ClusterConfig(address="auto"))
+    found = {name: os.environ.get(name) for name in CLUSTER}
+    for name in CLUSTER:
+        monkeypatch.delenv(name)
+    assert found == CLUSTER
+
+
+def test_ray_counts_no_cores_that_a_process_is_kept_from(monkeypatch):
+    for allowed, expected in ((range(2), 2), (range(8), None)):
+        monkeypatch.setattr(os, "cpu_count", lambda: 8)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=allowed: set(cores))
+        assert allowed_cpus() == expected
+
+
+def test_a_mark_tells_a_folder_from_another_one(tmp_path):
+    """A path of a cluster's machine is another folder on each, unless it is mounted."""
+    run = RunFolder.at(str(tmp_path / "here"), "run")
+    with marked(run) as word:
+        require_mark(run, word)
+        for other in (RunFolder.at(str(tmp_path / "there"), "run"), run):
+            with pytest.raises(InputError, match=r"run: is another folder on .*s3://BUCKET/PATH"):
+                require_mark(other, "another" if other == run else word)
+    assert not list((tmp_path / "here").iterdir())
+    with marked(run):
+        run.write_json("run.json", {})
+    assert [path.name for path in (tmp_path / "here" / "run").iterdir()] == ["run.json"]
+
+
+def test_a_storage_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match=r"run: cannot be written .*expected a folder"),
+        marked(RunFolder.at(str(tmp_path / "file"), "run")),
+    ):
+        pytest.fail("it was begun")
 
 
 @pytest.mark.parametrize("address", ["somewhere", "127.0.0.1:port"])

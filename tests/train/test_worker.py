@@ -16,7 +16,14 @@ from scribbleseg.runs import RunFolder
 from tests.conftest import disk_full_after, write_scenes
 from tests.loops.test_segment import same, settings
 from train.progress import Board
-from train.worker import RunRecord, Screen, assemble_finetune, check_data, train_run
+from train.worker import (
+    RunRecord,
+    Screen,
+    assemble_finetune,
+    check_data,
+    train_run,
+    train_worker,
+)
 
 
 @pytest.fixture
@@ -74,6 +81,16 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(tiny_data, tmp_path):
         added.unlink()
     go()
     assert run.finished()
+
+
+def test_a_storage_that_is_another_folder_here_is_refused(tiny_data, tmp_path):
+    payload = {
+        "config": to_dict(settings(tiny_data)), "recipe": "cpu", "git_commit": None,
+        "board": Board(), "storage": str(tmp_path / "runs"), "name": "run", "cpus": 1, "gpus": 0,
+        "mark": "left on another machine",
+    }  # fmt: skip
+    assert "is another folder on" in train_worker(payload)["input_error"]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_ranks_that_have_different_data_are_refused(run):

@@ -378,8 +378,14 @@ def test_a_whole_ablation_and_the_same_command_again(tiny_data, tmp_path, capsys
     error = capsys.readouterr().err
     assert "other settings" in error and error.count("\n") == 1
 
-    # Killed before the end: only what is missing is done again.
+    # One of an older version lacks the settings that came later.
     record = json.loads((folder / "ablation.json").read_text())
+    del record["settings"]["finetune"]["predict"]["part_threshold"]
+    (folder / "ablation.json").write_text(json.dumps(record))
+    main(command())
+    assert "is finished" in capsys.readouterr().out
+
+    # Killed before the end: only what is missing is done again.
     (folder / "ablation.json").write_text(json.dumps(record | {"finished": False}))
     (folder / "tables.md").unlink()
     for path in (folder / names[-1]).iterdir():

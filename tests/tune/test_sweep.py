@@ -196,6 +196,15 @@ def test_a_sweep_from_command_line_to_the_best_checkpoint(tiny_data, tmp_path, c
     assert exit_status(lambda: main([*order, "--seed=1"])) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "a sweep of another seed" in error
+    # One of an older version lacks the settings that came later.
+    record = folder.read_json("sweep.json") or {}
+    del record["settings"]["predict"]["part_threshold"]
+    folder.write_json("sweep.json", record)
+    assert exit_status(lambda: main(order)) == 0
+    assert "is finished" in capsys.readouterr().out
+    folder.write_json("sweep.json", record | {"settings": {}})
+    assert exit_status(lambda: main(order)) == 2
+    assert "a sweep of another settings" in capsys.readouterr().err
 
 
 def family(process):
