@@ -229,6 +229,24 @@ def make_folder(folder: Path, *, asked: Path | None = None) -> None:
         ) from None
 
 
+def place_of_new(folder: Path) -> Path:
+    """Return where a finished folder is to be put, which is renamed to `folder`: links followed.
+
+    A folder cannot take the place of a link, nor of a disk: whoever hears so beforehand loses no
+    work.
+
+    Raises:
+        InputError: it is where a disk is mounted.
+    """
+    place = Path(os.path.realpath(folder))
+    if os.path.ismount(place):
+        raise InputError(
+            f"{folder}: a disk is mounted there; expected a folder that can be made anew: name one "
+            "inside it"
+        )
+    return place
+
+
 def to_json(tree: Mapping[str, Any], *, indent: int | None = 2) -> bytes:
     """Return JSON that ends in a line break; `indent` None: on one line.
 

@@ -45,6 +45,7 @@ from scribbleseg.manifest import (
     make_folder,
     parse_json,
     parse_manifest,
+    place_of_new,
     resolve,
     shown,
     to_json,
@@ -600,11 +601,12 @@ def _download(filesystem: FileSystem, source: str, out: Path) -> Path:
     out = out.expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already and is not an empty folder; give another --out")
+    place = place_of_new(out)
     manifest = _read(filesystem, f"{source}/{MANIFEST}", limit=_MAX_FILE_BYTES)
     if manifest is None:
         raise InputError(f"{source}: holds no {MANIFEST}; expected a checkpoint written to its end")
     stamps = parse_manifest(manifest, f"{source}/{MANIFEST}")
-    partial = out.with_name(f".{out.name}.partial")
+    partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial, asked=out)
     try:
@@ -620,7 +622,7 @@ def _download(filesystem: FileSystem, source: str, out: Path) -> Path:
         faults = verify(partial)
         if faults:
             raise InputError(f"{source}: damaged; after copying, {faults[0]}")
-        os.replace(partial, out)
+        os.replace(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out

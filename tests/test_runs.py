@@ -531,6 +531,19 @@ def test_pull_overwrites_nothing(local_run: RunFolder, tmp_path: Path) -> None:
     assert "expected a folder that can be written" in one_line(lambda: pull(local_run.path, below))
 
 
+def test_pull_follows_a_link_and_refuses_a_mounted_disk(
+    local_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(local_run, 1)
+    local_run.write_best(1, "miou", 0.5)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    assert pull(local_run.path, tmp_path / "out") == tmp_path / "out"
+    assert (tmp_path / "out").is_symlink() and value_of(tmp_path / "disk") == 1
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path / "mounted")
+    assert "mounted there" in one_line(lambda: pull(local_run.path, tmp_path / "mounted"))
+
+
 def test_status_is_computed_from_storage_alone(run: RunFolder, storage: str) -> None:
     uri = f"{storage}/cpu-1a2b3c4d"
     assert "holds no run.json" in one_line(lambda: status(uri))

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from scribbleseg.errors import InputError
-from scribbleseg.manifest import make_folder
+from scribbleseg.manifest import make_folder, place_of_new
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # More than this Pillow takes for an attack.
@@ -177,17 +177,18 @@ def new_folder(out: Path) -> Generator[Path]:
     """Give a temporary folder that becomes `out` when the block ends well, and vanishes otherwise.
 
     Raises:
-        InputError: `out` exists and is not an empty folder, or cannot be made.
+        InputError: `out` exists and is not an empty folder, is where a disk is mounted, or cannot
+            be made.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(
             f"{out}: already there; expected a new folder; remove it or name another one"
         )
-    out = out.absolute()
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    place = place_of_new(out)
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
         make_folder(partial, asked=out)
         yield partial
-        os.replace(partial, out)
+        os.replace(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

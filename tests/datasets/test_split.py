@@ -26,6 +26,18 @@ def test_writes_folds_and_holdout(tiny_root: Path, tmp_path: Path):
         split(tiny_root, "train", 3, out)
 
 
+def test_writes_where_a_link_leads_and_never_over_a_mounted_disk(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "lists").symlink_to(tmp_path / "disk")
+    lists = split(tiny_root, "train", 3, tmp_path / "lists")
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == set(lists)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path / "mounted")
+    with pytest.raises(InputError, match="mounted there; expected .*: name one inside it"):
+        split(tiny_root, "train", 3, tmp_path / "mounted")
+
+
 def test_the_holdout_is_a_function_of_the_seed():
     stems = [f"{number:03d}" for number in range(100)]
     first, second, other = (
