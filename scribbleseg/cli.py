@@ -522,10 +522,17 @@ def _short(value: object) -> str:
 
 
 def scoring_command(checkpoint: str, data: DataConfig) -> str:
-    """Return the command that scores a checkpoint on the samples its training held out."""
+    """Return the command that scores a checkpoint on the samples its training held out.
+
+    Where it held out none, that stands before it, and the user has to name other data: scores on
+    samples that were trained on say nothing, and training on strokes alone needs no masks.
+    """
     from scribbleseg.evaluate import evaluate_command
 
-    split = data.split if data.fold is not None else data.val_split or data.split
+    split = data.val_split if data.fold is None else data.split
+    if split is None:
+        command = evaluate_command(checkpoint, "OTHER", "SPLIT", None)
+        return f"on other data, since this run held nothing out: {command}"
     return evaluate_command(checkpoint, data.root or "DATA", split, data.fold)
 
 

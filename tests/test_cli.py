@@ -11,8 +11,8 @@ from PIL import Image
 
 from scribbleseg import checkpoint as checkpoints
 from scribbleseg import manifest
-from scribbleseg.cli import exit_status, run_line
-from scribbleseg.config import FinetuneConfig, override, to_dict
+from scribbleseg.cli import exit_status, run_line, scoring_command
+from scribbleseg.config import DataConfig, FinetuneConfig, override, to_dict
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.models import build_model
 from scribbleseg.runs import RunFolder
@@ -79,6 +79,15 @@ def test_the_package_is_the_command():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: /nowhere")
+
+
+def test_nobody_is_told_to_score_what_was_trained_on():
+    assert scoring_command("best", DataConfig(root="data")).endswith("--split train --fold 0")
+    held_out = scoring_command("best", DataConfig(root="data", fold=None, val_split="val"))
+    assert held_out == "scribbleseg evaluate --checkpoint best --data data --split val"
+    told = scoring_command("best", DataConfig(root="data", fold=None))
+    assert told.startswith("on other data, since this run held nothing out: scribbleseg evaluate")
+    assert told.endswith("--data OTHER --split SPLIT")
 
 
 @pytest.fixture
