@@ -318,8 +318,9 @@ def _tell(line: str) -> None:
 
 def say(text: str) -> None:
     """Write a line for the user, who may be reading a log that is being written."""
-    # File names that are not UTF-8 can be read and not be written.
-    sys.stdout.write(f"{text}\n".encode(errors="backslashreplace").decode())
+    # What the terminal has no letters for is told by its number; so are names that are not UTF-8.
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
 
 

@@ -1,5 +1,6 @@
 """The command line: exit statuses, help, and the user's path from data to masks."""
 
+import io
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from PIL import Image
 
 from scribbleseg import checkpoint as checkpoints
 from scribbleseg import manifest
-from scribbleseg.cli import exit_status, run_line, scoring_command
+from scribbleseg.cli import exit_status, run_line, say, scoring_command
 from scribbleseg.config import DataConfig, FinetuneConfig, override, to_dict
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.models import build_model
@@ -79,6 +80,13 @@ def test_the_package_is_the_command():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: /nowhere")
+
+
+def test_a_line_is_written_in_whatever_the_terminal_can_say(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    say("Übung 日本 \udcff")
+    assert written.getvalue() == "Übung \\u65e5\\u672c \\udcff\n".encode("latin-1")
 
 
 def test_nobody_is_told_to_score_what_was_trained_on():
