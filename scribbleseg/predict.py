@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from scribbleseg.checkpoint import list_broken, read_model, transfer
 from scribbleseg.config import FinetuneConfig, Looker, StrokesConfig, require
-from scribbleseg.datasets.files import IMAGE_SUFFIXES
+from scribbleseg.datasets.files import IMAGE_SUFFIXES, is_turned_file
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
     UNLABELLED,
@@ -543,6 +543,15 @@ def predict_folder(
             "recodes them",
             covered[0],
             len(covered),
+        )
+    turned = [paths.image for paths in scenes if is_turned_file(paths.image)]
+    if turned:
+        logger.warning(
+            "warning: %s: viewers turn this photograph (EXIF), as they do %d file(s); strokes are "
+            "taken to lie as its pixels are stored, and so do the masks: store photographs upright "
+            "before strokes are drawn",
+            turned[0],
+            len(turned),
         )
     told = partial(
         answer,

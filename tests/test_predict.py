@@ -509,6 +509,20 @@ def test_strokes_on_a_black_canvas_are_told_of(
     assert [f"in {number} file(s)" in line for line in said] == ([True] if number else [])
 
 
+def test_photographs_that_viewers_turn_are_told_of(predictor: Predictor, folders, caplog):
+    images, scribbles, out = folders
+    first, *_ = sorted(images.iterdir())
+    with Image.open(first) as picture:
+        picture.load()
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(first, exif=exif)
+    with caplog.at_level("INFO", logger="scribbleseg"):
+        predict_folder(predictor, images, scribbles, out)
+    (said,) = [each.getMessage() for each in caplog.records]
+    assert said.startswith(f"warning: {first}: viewers turn") and "1 file(s)" in said
+
+
 def test_predicting_does_not_wait_for_the_augmentation_library():
     code = "import sys, scribbleseg.predict; print('albumentations' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

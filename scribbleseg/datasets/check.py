@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from scribbleseg.datasets.files import DECODE_ERRORS, IMAGE_SUFFIXES, is_turned, write_picture
+from scribbleseg.datasets.files import IMAGE_SUFFIXES, is_turned_file, write_picture
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
@@ -185,7 +185,7 @@ def check(
         facts[sample.split].append(measure(scene))
         name = f"{sample.split}/{sample.stem}"
         odd = [Oddity(sample=name, kind=kind, detail=detail) for kind, detail in oddities(scene)]
-        if _is_turned(sample.image):
+        if sample.image is not None and is_turned_file(sample.image):
             odd.append(Oddity(sample=name, kind="photograph that viewers turn (EXIF)", detail=""))
         warnings += odd
         if out is not None and position in shown:
@@ -246,21 +246,6 @@ def oddities(scene: Scene) -> list[tuple[str, str]]:
             detail = f"{np.count_nonzero(wrong)} of {num_pixels} stroke pixels"
             found.append(("strokes contradict the mask", detail))
     return found
-
-
-def _is_turned(image: Path | None) -> bool:
-    """Say whether viewers show a photograph otherwise than its pixels are stored.
-
-    Its strokes and mask must lie as the pixels do: nothing here turns them.
-    """
-    if image is None:
-        return False
-    try:
-        with Image.open(image) as picture:
-            return is_turned(picture)
-    except DECODE_ERRORS:
-        # Nor do viewers know how to turn it.
-        return False
 
 
 def _require_place(out: Path, root: Path) -> None:

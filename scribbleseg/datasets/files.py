@@ -148,6 +148,19 @@ def is_turned(picture: Image.Image) -> bool:
         return False
 
 
+def is_turned_file(path: Path) -> bool:
+    """Return whether viewers show a photograph otherwise than its pixels are stored.
+
+    Its strokes and mask must lie as the pixels do: nothing here turns them.
+    """
+    try:
+        with Image.open(path) as picture:
+            return is_turned(picture)
+    except DECODE_ERRORS:
+        # Nor do viewers know how to turn it.
+        return False
+
+
 def has_alpha(picture: Image.Image) -> bool:
     """Return whether the picture has an alpha channel or a transparent colour."""
     return picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
