@@ -3,11 +3,13 @@
     ROOT/SPLIT/images/STEM.jpg|png      the photographs
     ROOT/SPLIT/scribbles/STEM.png       strokes, from the first one on
     ROOT/SPLIT/ground_truth/STEM.png    masks that a person accepted
+    ROOT/SPLIT/ground_truth/replaced/   masks of other making that stood there before
     ROOT/accepted/...                   links to the samples that have all three, to train on
 
 Names come from a browser, and files may be links: no path outside ROOT is ever read or written.
 """
 
+import functools
 import hashlib
 import os
 import shutil
@@ -25,11 +27,14 @@ from scribbleseg.app.refusal import Refusal, not_written
 from scribbleseg.datasets.files import IMAGE_SUFFIXES, FileBytes, require_pixels
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
+    encode_png,
+    is_predicted,
     list_files,
     read_image,
     read_mask,
     read_scribbles,
     require_same_size,
+    revision_accepted_for,
     write_png,
 )
 from scribbleseg.errors import InputError
@@ -41,8 +46,13 @@ MARK = "made-by-scribbleseg-app.txt"
 """Stands in ROOT/accepted once the page has made it: no other folder of that name is touched."""
 RUNS = "runs"
 """Where trainings on what was drawn are kept."""
+REPLACED = "replaced"
+"""Folder among the masks that no reader of data looks into."""
 BLANK = "blank"
 """The revision of strokes that do not exist."""
+
+# Revisions and notes of files that have not changed since are remembered, of so many.
+_FILES_KNOWN = 1 << 17
 
 Kind = Literal["scribbles", "ground_truth"]
 Progress = Literal["untouched", "drawn", "changed", "accepted"]
@@ -86,12 +96,11 @@ class Folder:
     def pictures(self) -> dict[str, Progress]:
         """Return the stems of all photographs, sorted, and how far each is."""
         images = list_files(self._folder("images"), IMAGE_SUFFIXES)
-        drawn = self._changed("scribbles")
-        masks = self._changed("ground_truth")
-        found: dict[str, Progress] = {}
-        for stem in filter(is_plain_name, images):
-            found[stem] = _progress(drawn.get(stem), masks.get(stem))
-        return found
+        drawn, masks = self._labels("scribbles"), self._labels("ground_truth")
+        return {
+            stem: self._progress(drawn.get(stem), masks.get(stem))
+            for stem in filter(is_plain_name, images)
+        }
 
     def hidden(self) -> list[str]:
         """Return the photographs that are not shown: their names would not be files elsewhere."""
@@ -100,9 +109,8 @@ class Folder:
 
     def progress(self, stem: str) -> Progress:
         """Return how far one photograph is."""
-        kinds: tuple[Kind, Kind] = ("scribbles", "ground_truth")
-        paths = [self._path(kind, stem) for kind in kinds]
-        return _progress(*(path.stat().st_mtime_ns if path.is_file() else None for path in paths))
+        drawn, mask = self._path("scribbles", stem), self._path("ground_truth", stem)
+        return self._progress(drawn if drawn.is_file() else None, mask if mask.is_file() else None)
 
     def image_path(self, stem: str) -> Path:
         """Return where a photograph lies.
@@ -135,7 +143,7 @@ class Folder:
     def revision(self, stem: str) -> str:
         """Return what stands for the strokes as they are on disk: a hash of the file, or BLANK."""
         path = self._path("scribbles", stem)
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else BLANK
+        return _hash(path.read_bytes()) if path.is_file() else BLANK
 
     def read_labels(
         self, kind: Kind, stem: str, image: UInt8[np.ndarray, "h w 3"]
@@ -170,18 +178,44 @@ class Folder:
         except OSError as error:
             raise not_written(error, path) from None
 
-    def write_labels(self, kind: Kind, stem: str, labels: UInt8[np.ndarray, "h w"]) -> None:
-        """Write strokes or a mask, whole or not at all; an older file is replaced.
+    def write_strokes(self, stem: str, strokes: UInt8[np.ndarray, "h w"]) -> None:
+        """Write strokes, whole or not at all; an older file is replaced.
 
         Raises:
             Refusal: it cannot be written; the older file stays.
         """
-        path = self._path(kind, stem)
+        path = self._path("scribbles", stem)
         try:
             path.parent.mkdir(exist_ok=True)
-            write_png(path, labels, palette=True)
+            write_png(path, strokes, palette=True)
         except OSError as error:
             raise not_written(error, path) from None
+
+    def accept(self, stem: str, revision: str, mask: UInt8[np.ndarray, "h w"]) -> bool:
+        """Write a mask that a person accepted for strokes of a revision, whole or not at all.
+
+        A mask that stood there and is no network's may be the work of hours: it is kept.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            Refusal: it cannot be written; the older file stays.
+        """
+        path = self._path("ground_truth", stem)
+        kept = path.is_file() and revision_accepted_for(path) is None and not is_predicted(path)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            if kept:
+                old = path.read_bytes()
+                # Whatever else was kept before stays, too.
+                copy = self._inside(path.parent / REPLACED / f"{stem}-{_hash(old)}.png")
+                copy.parent.mkdir(exist_ok=True)
+                write_bytes(copy, old)
+            write_bytes(path, encode_png(mask, palette=True, accepted_for=revision))
+        except OSError as error:
+            raise not_written(error, path) from None
+        return kept
 
     def add(self, name: str, content: bytes) -> str:
         """Keep a photograph, made to keep the data contract; return its stem.
@@ -234,9 +268,10 @@ class Folder:
         Raises:
             Refusal: it cannot be written, or ROOT/accepted is not of the page's making.
         """
-        pictures, masks = self.pictures(), self._changed("ground_truth")
-        drawn = self._changed("scribbles")
-        done = {stem: masks[stem] for stem, how in pictures.items() if how == "accepted"}
+        pictures, masks = self.pictures(), self._labels("ground_truth")
+        drawn = self._labels("scribbles")
+        accepted = [stem for stem, how in pictures.items() if how == "accepted"]
+        done = {stem: masks[stem].stat().st_mtime_ns for stem in accepted}
         # Training reads the photographs that the page hides, too, and refuses labels of others.
         whole = done.keys() == drawn.keys() == masks.keys()
         if not done or (whole and len(done) == len(pictures) + len(self.hidden())):
@@ -259,13 +294,28 @@ class Folder:
             raise not_written(error, self.root / ACCEPTED) from None
         return ACCEPTED, done
 
-    def _changed(self, kind: Kind) -> dict[str, int]:
-        """Return when the files of labels were changed, in ns, by stem."""
+    def _labels(self, kind: Kind) -> dict[str, Path]:
+        """Return the files of labels by stem."""
         folder = self._folder(kind)
-        if not folder.is_dir():
-            return {}
-        files = list_files(folder, LABEL_SUFFIXES)
-        return {stem: path.stat().st_mtime_ns for stem, path in files.items()}
+        return list_files(folder, LABEL_SUFFIXES) if folder.is_dir() else {}
+
+    def _progress(self, drawn: Path | None, mask: Path | None) -> Progress:
+        """Return how far a photograph is, by the files of its strokes and its mask, if any."""
+        if mask is None:
+            return "untouched" if drawn is None else "drawn"
+        # Without the strokes that it was accepted with, a mask is nothing to train on.
+        if drawn is None:
+            return "changed"
+        revision = None
+        # Their folders are inside.
+        if all(not path.is_symlink() or self._is_inside(path) for path in (drawn, mask)):
+            revision = _accepted_for(mask, _state(mask))
+        if revision is None:
+            # Of a mask of other making, only the times are known.
+            same = drawn.stat().st_mtime_ns <= mask.stat().st_mtime_ns
+        else:
+            same = _revision(drawn, _state(drawn)) == revision
+        return "accepted" if same else "changed"
 
     def _path(self, kind: Kind, stem: str) -> Path:
         """Return where the labels of a photograph lie, or would."""
@@ -289,12 +339,27 @@ class Folder:
         return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
 
 
-def _progress(drawn: int | None, mask: int | None) -> Progress:
-    """Return how far a photograph is, by when its strokes and its mask were written, if ever."""
-    if mask is None:
-        return "untouched" if drawn is None else "drawn"
-    # Without the strokes that it was accepted with, a mask is nothing to train on.
-    return "accepted" if drawn is not None and drawn <= mask else "changed"
+def _hash(content: bytes) -> str:
+    """Return 16 hexadecimal digits that stand for a file."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what changes whenever a file does."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@functools.lru_cache(_FILES_KNOWN)
+def _revision(path: Path, _state: tuple[int, ...]) -> str:
+    """Return the revision of strokes, whose file is read once for each of its states."""
+    return _hash(path.read_bytes())
+
+
+@functools.lru_cache(_FILES_KNOWN)
+def _accepted_for(path: Path, _state: tuple[int, ...]) -> str | None:
+    """Return what `revision_accepted_for` does; the file is read once for each of its states."""
+    return revision_accepted_for(path)
 
 
 def _require_plain(stem: str) -> None:

@@ -283,9 +283,10 @@ async def read_body(request: Request, limit: int, name: str) -> bytes:
 
 
 def _picture(found: Masked) -> Response:
-    """Return a mask as a small PNG, with the time that it took."""
+    """Return a mask as a small PNG, with the time that it took and whether one before was kept."""
     content = _encoded(".png", found.grey, cv2.IMWRITE_PNG_COMPRESSION, 1)
-    return Response(content, media_type="image/png", headers={"x-seconds": f"{found.seconds:.4f}"})
+    headers = {"x-seconds": f"{found.seconds:.4f}", "x-kept": str(int(found.kept))}
+    return Response(content, media_type="image/png", headers=headers)
 
 
 def _encoded(suffix: str, pixels: UInt8[np.ndarray, "h w *c"], *options: int) -> bytes:

@@ -143,12 +143,12 @@ class Sheets:
             sheet = self._at(stem, revision)
             drawn = stroke.onto(sheet.strokes)
             if np.array_equal(drawn, sheet.strokes):
-                # Written again, the file would be newer than the mask that was accepted with it.
+                # Written again, it might be another file, and the mask accepted for it outdated.
                 return sheet
             if (drawn == UNLABELLED).all():
                 self.folder.write_strokes_file(stem, None)
             else:
-                self.folder.write_labels("scribbles", stem, drawn)
+                self.folder.write_strokes(stem, drawn)
             return self._keep(replace(sheet, strokes=drawn, revision=self.folder.revision(stem)))
 
     def restore(self, stem: str, revision: str, earlier: str) -> Sheet:
@@ -169,8 +169,8 @@ class Sheets:
             self.folder.write_strokes_file(stem, past[earlier])
             return self._keep(self._with_strokes(sheet))
 
-    def accept(self, stem: str, revision: str, mask: UInt8[np.ndarray, "h w"]) -> None:
-        """Save the mask that belongs to the strokes of `revision`.
+    def accept(self, stem: str, revision: str, mask: UInt8[np.ndarray, "h w"]) -> bool:
+        """Save the mask that belongs to the strokes of `revision`; see `Folder.accept`.
 
         Raises:
             Refusal: newer strokes came in while it was made, or it cannot be saved.
@@ -180,7 +180,7 @@ class Sheets:
                 raise Refusal(
                     HTTPStatus.GONE, f"{stem}: there are newer strokes; accept their mask instead"
                 )
-            self.folder.write_labels("ground_truth", stem, mask)
+            return self.folder.accept(stem, revision, mask)
 
     def _at(self, stem: str, revision: str) -> Sheet:
         """Return a picture if its strokes are those of `revision`; keep them as its past."""

@@ -50,6 +50,8 @@ class Masked:
     """255 x the probability of "object"; strokes are certain."""
     seconds: float
     """How long the network took."""
+    kept: bool = False
+    """Whether another mask stood where this one was saved, and was kept; see `Folder.accept`."""
 
     def at_shown_size(self) -> "Masked":
         """Return it at the size that is shown, which no picture but a large one exceeds."""
@@ -170,8 +172,8 @@ class Studio:
                 HTTPStatus.CONFLICT, f"{stem}: no object stroke; draw one on the object first"
             )
         found = self._look(stem, revision, "main", carefully=True)
-        self.sheets.accept(stem, revision, to_mask(found.grey))
-        return found.at_shown_size()
+        kept = self.sheets.accept(stem, revision, to_mask(found.grey))
+        return replace(found.at_shown_size(), kept=kept)
 
     def _look(self, stem: str, revision: str, place: Place, carefully: bool) -> Masked:
         """Return a mask at the size that it is made at; see `look`."""

@@ -21,6 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from scribbleseg.datasets.files import (
+    DECODE_ERRORS,
     IMAGE_SUFFIXES,
     File,
     bits_per_channel,
@@ -41,6 +42,8 @@ LABEL_SUFFIXES = (".png",)
 _SOFTWARE = "Software"
 # Stands in the masks: those of anybody else are never replaced.
 _OURS = "scribbleseg"
+# Keyword of the note in masks that a person accepted on the page: for strokes of which revision.
+_ACCEPTED_FOR = "scribbleseg accepted for strokes"
 # Black, orange-red and cream: 0, 1 and 255 are told apart at a glance, on masks and on strokes.
 _PALETTE = {BACKGROUND: (0, 0, 0), OBJECT: (226, 74, 51), UNLABELLED: (240, 236, 220)}
 
@@ -270,23 +273,46 @@ def write_png(path: Path, array: UInt8[np.ndarray, "h w *c"], *, palette: bool =
 
 
 def encode_png(
-    array: UInt8[np.ndarray, "h w *c"], *, palette: bool = False, predicted: bool = False
+    array: UInt8[np.ndarray, "h w *c"],
+    *,
+    palette: bool = False,
+    predicted: bool = False,
+    accepted_for: str | None = None,
 ) -> bytes:
-    """Return the bytes of the file that `write_png` writes; a predicted one says who made it."""
+    """Return the bytes of the file that `write_png` writes, with notes of how it came about.
+
+    Args:
+        array: The pixels.
+        palette: See `write_png`.
+        predicted: A network made it, and nobody has looked at it.
+        accepted_for: A person accepted it for strokes of this revision; None: nobody has.
+    """
     file, notes = io.BytesIO(), PngInfo()
     if predicted:
         notes.add_text(_SOFTWARE, _OURS)
+    if accepted_for is not None:
+        notes.add_text(_ACCEPTED_FOR, accepted_for)
     _picture(array, palette).save(file, format="PNG", pnginfo=notes)
     return file.getvalue()
 
 
 def is_predicted(path: Path) -> bool:
     """Say whether a PNG is a mask of scribbleseg's making: the file tells."""
+    return _note(path, _SOFTWARE) == _OURS
+
+
+def revision_accepted_for(path: Path) -> str | None:
+    """Return the revision of the strokes that a mask was accepted for; None: it does not say."""
+    return _note(path, _ACCEPTED_FOR)
+
+
+def _note(path: Path, keyword: str) -> str | None:
+    """Return a note in a PNG; None where there is none, or no PNG."""
     try:
         with Image.open(path, formats=("PNG",)) as picture:
-            return picture.info.get(_SOFTWARE) == _OURS
-    except (OSError, ValueError):
-        return False
+            return picture.info.get(keyword)
+    except DECODE_ERRORS:
+        return None
 
 
 def _picture(array: UInt8[np.ndarray, "h w *c"], palette: bool) -> Image.Image:

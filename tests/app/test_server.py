@@ -19,6 +19,9 @@ from scribbleseg.app.models import Model
 from scribbleseg.app.refusal import Refusal
 from scribbleseg.app.server import create_app
 from scribbleseg.datasets.scenes import (
+    encode_png,
+    is_predicted,
+    list_scenes,
     read_image,
     read_mask,
     read_scribbles,
@@ -65,6 +68,29 @@ def test_strokes_are_saved_at_once_and_masks_once_accepted(client, root):
     assert [picture["progress"] for picture in pictures] == ["accepted", "untouched", "untouched"]
     changed = draw(client, "photo_0", revision, y=60.0)
     assert changed.json()["progress"] == "changed"
+
+
+def test_a_mask_of_a_hand_is_kept_when_another_is_accepted(client, root):
+    masks = root / "train" / "ground_truth"
+    masks.mkdir()
+    Image.fromarray(np.ones((90, 120), np.uint8)).save(masks / "photo_0.png")
+    by_hand = (masks / "photo_0.png").read_bytes()
+    told, revision = [], "blank"
+    for y in (40.0, 60.0):
+        revision = draw(client, "photo_0", revision, y=y).json()["revision"]
+        saved = client.post("/api/pictures/photo_0/mask", json={"revision": revision})
+        told.append(saved.headers["x-kept"])
+    assert told == ["1", "0"]
+    assert [path.read_bytes() for path in (masks / "replaced").iterdir()] == [by_hand]
+    # What a network made can be made again.
+    mask = encode_png(np.ones((90, 120), np.uint8), predicted=True)
+    (masks / "photo_0.png").write_bytes(mask)
+    saved = client.post("/api/pictures/photo_0/mask", json={"revision": revision})
+    assert saved.headers["x-kept"] == "0"
+    draw(client, "photo_1", "blank")
+    draw(client, "photo_2", "blank")
+    (scene, *_) = list_scenes(root, "train", need_masks=False)
+    assert scene.ground_truth == masks / "photo_0.png" and not is_predicted(scene.ground_truth)
 
 
 def test_undo_and_redo_restore_files_to_the_last_bit(client, root):

@@ -4,12 +4,13 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from scribbleseg import checkpoint as checkpoints
 from scribbleseg import manifest
@@ -148,9 +149,33 @@ def test_a_mask_whose_strokes_changed_is_not_trained_on(studio, root):
     for stem in ("photo_0", "photo_1"):
         accept(studio, stem)
     strokes = root / "train" / "scribbles" / "photo_1.png"
-    os.utime(strokes, ns=(time.time_ns() + 10**9,) * 2)
-    assert studio.folder.pictures()["photo_1"] == "changed"
+    other = np.array(Image.open(strokes))
+    other[3] = 0
+    Image.fromarray(other).save(strokes)
+    os.utime(strokes, ns=(0, 0))
+    assert studio.folder.pictures()["photo_1"] == studio.folder.progress("photo_1") == "changed"
     assert list(studio.folder.collect()[1]) == ["photo_0"]
+
+
+def test_a_mask_is_accepted_for_its_strokes_whatever_the_times_say(studio, root):
+    accept(studio, "photo_0")
+    (root / "train" / "scribbles" / "photo_0.png").touch()
+    os.utime(root / "train" / "ground_truth" / "photo_0.png", ns=(0, 0))
+    assert studio.folder.pictures()["photo_0"] == studio.folder.progress("photo_0") == "accepted"
+    drawn = studio.sheets.open("photo_0").revision
+    studio.sheets.restore("photo_0", drawn, "blank")
+    assert studio.folder.progress("photo_0") == "changed"
+    studio.sheets.restore("photo_0", "blank", drawn)
+    assert studio.folder.progress("photo_0") == "accepted"
+
+
+def test_of_a_mask_of_other_making_the_times_count(studio, root):
+    accept(studio, "photo_0")
+    mask = root / "train" / "ground_truth" / "photo_0.png"
+    Image.open(mask).save(mask)
+    assert studio.folder.progress("photo_0") == "accepted"
+    os.utime(mask, ns=(0, 0))
+    assert studio.folder.pictures()["photo_0"] == studio.folder.progress("photo_0") == "changed"
 
 
 def test_a_stroke_that_changes_nothing_leaves_a_mask_accepted(studio, root):

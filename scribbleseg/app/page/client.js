@@ -57,7 +57,8 @@ async function greys(path, options) {
   const pixels = context.getImageData(0, 0, image.width, image.height).data;
   const values = new Uint8ClampedArray(image.width * image.height);
   for (let i = 0; i < values.length; i++) values[i] = pixels[4 * i];
-  return { values, width: image.width, height: image.height, seconds: Number(headers.get("x-seconds")) };
+  const [seconds, kept] = [Number(headers.get("x-seconds")), headers.get("x-kept") === "1"];
+  return { values, width: image.width, height: image.height, seconds, kept };
 }
 
 export const mask = (stem, revision, place, signal, carefully = false) =>

@@ -229,6 +229,7 @@ const showMasks = tried(async (since) => {
   if (picture.progress === "accepted") {
     const mask = await client.savedMask(picture.stem, signal);
     if (picture === current) views.main.setMask(mask);
+    $("took").textContent = "";
   } else if (past.revision === BLANK) {
     for (const view of Object.values(views)) view.setMask(null);
     $("took").textContent = "";
@@ -269,6 +270,7 @@ const accept = tried(async () => {
   $("took").textContent = "looking carefully…";
   try {
     const mask = await client.accept(picture.stem, picture.past.revision);
+    if (mask.kept) tell(`${picture.stem}: the mask that was there before is kept in ground_truth/replaced.`, "news");
     if (picture !== current) return;
     views.main.setMask(mask);
     showProgress("accepted");
