@@ -10,8 +10,9 @@ cache; the old one is never opened again. Processes on one node share the pages 
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +29,9 @@ from scribbleseg.errors import InputError
 FORMAT = 2
 ALIGNMENT = 16
 NUM_THREADS = 4
-ITEMS_AHEAD = 32
+# Whatever waits to be taken is held in memory whole, 120 MB for a photograph of 24 megapixels and
+# its labels.
+ITEMS_AHEAD = NUM_THREADS + 2
 
 Index = dict[str, Any]
 """What KEY.json holds; plain values."""
@@ -186,11 +189,15 @@ def open_or_build(
 
 
 def read_ahead(read: Callable[[ItemT], ReadT], items: Sequence[ItemT]) -> Iterator[ReadT]:
-    """Yield what `read` makes of each item, in order; threads read ahead."""
+    """Yield what `read` makes of each item, in order; threads read at most `ITEMS_AHEAD` ahead."""
+    waiting: deque[Future[ReadT]] = deque()
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        # In rounds, so that decoded pictures do not pile up in memory where the disk is slow.
-        for start in range(0, len(items), ITEMS_AHEAD):
-            yield from pool.map(read, items[start : start + ITEMS_AHEAD])
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) == ITEMS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def hash_file(path: Path) -> str:

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from scribbleseg.datasets import cache as cache_module
-from scribbleseg.datasets.cache import ALIGNMENT, SceneCache
+from scribbleseg.datasets.cache import ALIGNMENT, NUM_THREADS, SceneCache, read_ahead
 from scribbleseg.datasets.scenes import Scene, ScenePaths, list_scenes, read_scene
 from scribbleseg.errors import InputError
 
@@ -230,3 +230,17 @@ def test_the_environment_names_the_folder(
     monkeypatch.delenv("SCRIBBLESEG_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert SceneCache.open(scenes, None).path.is_relative_to(tmp_path / "home" / ".cache")
+
+
+def test_few_items_are_read_ahead_of_what_is_taken() -> None:
+    begun: list[int] = []
+
+    def read(item: int) -> int:
+        begun.append(item)
+        return item
+
+    for taken, item in enumerate(read_ahead(read, range(40)), start=1):
+        assert item == taken - 1
+        time.sleep(0.002)
+        assert len(begun) <= taken + 2 * NUM_THREADS
+    assert sorted(begun) == list(range(40))
