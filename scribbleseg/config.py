@@ -534,6 +534,17 @@ class FinetuneConfig:
             f"a multiple of {stride}, the coarsest stride at {decides}",
         )
         require(
+            self.data.crop_size > stride
+            or self.train.batch_size >= 2 * self.train.accumulate
+            or (self.model.norm == "group" and self.model.encoder == "own"),
+            "data.crop_size",
+            self.data.crop_size,
+            f"more than {stride} where a part of a batch (train.batch_size {self.train.batch_size} "
+            f"/ train.accumulate {self.train.accumulate}) is one image, since batch normalisation "
+            "takes two values or more: a larger crop, 2 images or, without pretrained encoder, "
+            "model.norm group",
+        )
+        require(
             self.data.long_side * max(self.predict.scales) <= MAX_SIDE,
             "predict.scales",
             self.predict.scales,

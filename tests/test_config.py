@@ -47,6 +47,10 @@ def test_what_is_left_out_keeps_its_value(tmp_path):
             {"model.architecture": "vit_unet", "data.crop_size": 200},
             ["data.crop_size is 200", "a multiple of 16, the coarsest stride at model.patch_size"],
         ),
+        (
+            {"data.crop_size": 32, "train.batch_size": 7, "train.accumulate": 4},
+            ["data.crop_size is 32; expected more than 32", "is one image", "model.norm group"],
+        ),
         ({"train.seed": 2**63}, ["train.seed is", "0 to 2^63 - 1"]),
         ({"data.fold": 5}, ["data.fold is 5", "0 to 4"]),
         ({"data.val_split": "test"}, ["data.val_split", "--data.fold None"]),
@@ -127,3 +131,11 @@ def test_every_field_is_documented_in_the_help(kind, name, capsys):
     after = help_text.partition(option)[2]
     assert option in help_text or f"{name} options" in help_text.replace("-", "_")
     assert after.partition("(default")[0].strip() != ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"data.crop_size": 64}, {"train.batch_size": 2}, {"model.norm": "group"}, {"model.depth": 5}],
+)
+def test_a_part_of_one_image_is_enough_where_its_features_are_normalised(changes):
+    override(FinetuneConfig(), {"data.crop_size": 32, "train.batch_size": 1} | changes)
