@@ -1,6 +1,7 @@
 """Pictures of what a network did: image with strokes, truth, prediction with its mistakes.
 
-Drawing functions take and return uint8 RGB at the image's own size; `to_data_uri` makes them small.
+Drawing functions take and return uint8 RGB of one size; `to_data_uri` makes it small. Large scenes
+are scaled down first: drawing takes 65 bytes of memory for each pixel.
 The colours are Okabe and Ito's, which people with any colour vision tell apart.
 """
 
@@ -24,14 +25,19 @@ from scribbleseg.datasets.scenes import (
     read_scene,
 )
 from scribbleseg.datasets.sheet import BACKGROUND_COLOUR, OBJECT_COLOUR
+from scribbleseg.datasets.transforms import fitted_size
 from scribbleseg.evaluate import Row
 from scribbleseg.predict import Predictor, network_inputs, pad
+from scribbleseg.scribbles.encode import shrink
 
 Rgb = UInt8[np.ndarray, "h w 3"]
 
 RED, YELLOW = (213, 94, 0), (240, 228, 66)
 WHITE = (255, 255, 255)
 JPEG_QUALITY = 85
+PANEL_SIDE = 480
+# Lines that are drawn at twice the size that is shown are smooth.
+DRAWN_SIDE = 2 * PANEL_SIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +122,18 @@ def hang(
 def draw_panels(scene: Scene, prediction: UInt8[np.ndarray, "h w"]) -> list[Panel]:
     """Draw image with strokes, truth and prediction of a scene that has a mask."""
     assert scene.mask is not None
+    image, scribbles, mask = scene.image, scene.scribbles, scene.mask
+    if max(mask.shape) > DRAWN_SIDE:
+        height, width = fitted_size(mask.shape[0], mask.shape[1], DRAWN_SIDE)
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        scribbles = shrink(scribbles, height, width)
+        mask, prediction = (_shrink_mask(each, height, width) for each in (mask, prediction))
     pictures = {
-        "Image and strokes": draw_strokes(scene.image, scene.scribbles),
-        "Truth": draw_truth(scene.image, scene.mask),
-        "Prediction": draw_prediction(scene.image, scene.mask, prediction),
+        "Image and strokes": draw_strokes(image, scribbles),
+        "Truth": draw_truth(image, mask),
+        "Prediction": draw_prediction(image, mask, prediction),
     }
-    return [Panel(title=name, uri=to_data_uri(rgb, 480)) for name, rgb in pictures.items()]
+    return [Panel(title=name, uri=to_data_uri(rgb, PANEL_SIDE)) for name, rgb in pictures.items()]
 
 
 def draw_strokes(image: Rgb, scribbles: UInt8[np.ndarray, "h w"]) -> Rgb:
@@ -210,6 +222,18 @@ def to_jpeg(picture: Rgb) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=JPEG_QUALITY, optimize=True)
     return buffer.getvalue()
+
+
+def _shrink_mask(
+    mask: UInt8[np.ndarray, "h w"], height: int, width: int
+) -> UInt8[np.ndarray, "h2 w2"]:
+    """Return a smaller mask in which no object vanishes for being thin."""
+    small = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    share = cv2.resize(
+        (mask == OBJECT).astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
+    )
+    small[share > 0] = OBJECT
+    return small
 
 
 def _line_width(image: Rgb) -> int:

@@ -10,15 +10,17 @@ import pytest
 from PIL import Image
 
 from scribbleseg.config import ModelConfig
-from scribbleseg.datasets.scenes import list_scenes, read_scene
+from scribbleseg.datasets.scenes import Scene, list_scenes, read_scene
 from scribbleseg.evaluate import Row
 from scribbleseg.models import build_model
 from scribbleseg.predict import Predictor
+from scribbleseg.report import gallery
 from scribbleseg.report.gallery import (
     BACKGROUND_COLOUR,
     OBJECT_COLOUR,
     choose,
     draw_attention,
+    draw_panels,
     draw_prediction,
     draw_strokes,
     draw_truth,
@@ -91,6 +93,27 @@ def test_prediction_colours_hits_false_alarms_and_misses():
     assert blue[2] == blue.max(), "hits are blue"
     for column in (5, 78):
         assert len(set(picture[40, column])) == 1, "background and ignored pixels stay grey"
+
+
+def test_large_scenes_are_drawn_small_and_thin_objects_stay(monkeypatch):
+    drawn: list[tuple[int, ...]] = []
+
+    def watch(image, mask):
+        drawn.append(image.shape)
+        return draw_truth(image, mask)
+
+    monkeypatch.setattr(gallery, "draw_truth", watch)
+    image = np.full((1500, 3000, 3), 90, np.uint8)
+    scribbles, mask = np.full((1500, 3000), 255, np.uint8), np.zeros((1500, 3000), np.uint8)
+    scribbles[700, 100:2900] = mask[700, 100:2900] = 1
+    scene = Scene(stem="a", image=image, scribbles=scribbles, mask=mask)
+    panels = draw_panels(scene, mask)
+    assert drawn == [(480, 960, 3)]
+    for panel, line in zip(panels, (OBJECT_COLOUR, OBJECT_COLOUR, (255, 255, 255)), strict=True):
+        content = base64.b64decode(panel.uri.partition(",")[2])
+        picture = np.asarray(Image.open(io.BytesIO(content))).astype(int)
+        assert picture.shape == (240, 480, 3)
+        assert (np.abs(picture[:, 240] - line).sum(1) < 120).any(), panel.title
 
 
 def test_pictures_become_small_jpegs():
