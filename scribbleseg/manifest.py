@@ -191,13 +191,28 @@ def is_plain_name(name: object) -> bool:
     return name.isprintable() and not set(name) & set('/\\:*?"<>|')
 
 
+def partial_path(path: Path, process: int | None = None) -> Path:
+    """Return the hidden name beside a file or folder under which it is written, to be renamed.
+
+    It is short, since the name itself may be as long as file systems allow, and the same every
+    time, so that what a killed process left is written over.
+
+    Args:
+        path: The file or folder.
+        process: Who writes, where several may write the same at once.
+    """
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    owner = "" if process is None else f".{process}"
+    return path.with_name(f".{digest}{owner}.partial")
+
+
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all: under a temporary name, then renamed.
 
     Raises:
         OSError: it cannot be written; nothing is left behind and an older file stays.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     try:
         partial.write_bytes(content)
         os.replace(partial, path)

@@ -45,6 +45,7 @@ from scribbleseg.manifest import (
     make_folder,
     parse_json,
     parse_manifest,
+    partial_path,
     place_of_new,
     resolve,
     shown,
@@ -606,7 +607,7 @@ def _download(filesystem: FileSystem, source: str, out: Path) -> Path:
     if manifest is None:
         raise InputError(f"{source}: holds no {MANIFEST}; expected a checkpoint written to its end")
     stamps = parse_manifest(manifest, f"{source}/{MANIFEST}")
-    partial = place.with_name(f".{place.name}.partial")
+    partial = partial_path(place)
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial, asked=out)
     try:

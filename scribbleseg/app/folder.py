@@ -38,7 +38,7 @@ from scribbleseg.datasets.scenes import (
     write_png,
 )
 from scribbleseg.errors import InputError
-from scribbleseg.manifest import is_plain_name, write_bytes
+from scribbleseg.manifest import is_plain_name, partial_path, write_bytes
 
 ACCEPTED = "accepted"
 """The split that samples are linked into once their masks are accepted."""
@@ -386,7 +386,7 @@ def _link(path: Path, target: Path) -> None:
     """Let `target` be the same file, or a copy where the file system knows no links."""
     if target.exists() and os.path.samefile(path, target):
         return
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_path(target)
     partial.unlink(missing_ok=True)
     try:
         os.link(path, partial)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from scribbleseg.errors import InputError
-from scribbleseg.manifest import make_folder, place_of_new
+from scribbleseg.manifest import make_folder, partial_path, place_of_new
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # More than this Pillow takes for an attack.
@@ -177,7 +177,7 @@ def reason(error: Exception) -> str:
 
 def write_picture(path: Path, picture: Image.Image, kind: str, **options: Any) -> None:
     """Write a picture in Pillow's format `kind`, whole or not at all; its folder must exist."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path, os.getpid())
     try:
         picture.save(partial, format=kind, **options)
         os.replace(partial, path)
@@ -198,7 +198,7 @@ def new_folder(out: Path) -> Generator[Path]:
             f"{out}: already there; expected a new folder; remove it or name another one"
         )
     place = place_of_new(out)
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    partial = partial_path(place, os.getpid())
     try:
         make_folder(partial, asked=out)
         yield partial

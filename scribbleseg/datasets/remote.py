@@ -28,6 +28,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 
 from scribbleseg.datasets.files import IMAGE_SUFFIXES, cache_folder, reason
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import partial_path
 from scribbleseg.runs import open_storage
 
 # A picture is fetched in two round trips, so the time goes into waiting and not into computing.
@@ -185,8 +186,8 @@ def _fetch(filesystem: FileSystem, item: tuple[Path, FileInfo]) -> int:
     path, info = item
     path.parent.mkdir(parents=True, exist_ok=True)
     # One fixed name: the lock is held, and what a killed process left is overwritten.
-    partial_path = path.with_name(f".{path.name}.partial")
-    with partial_path.open("wb") as file:
+    unfinished = partial_path(path)
+    with unfinished.open("wb") as file:
         for chunk in _read(filesystem, info.path):
             file.write(chunk)
         size = file.tell()
@@ -196,8 +197,8 @@ def _fetch(filesystem: FileSystem, item: tuple[Path, FileInfo]) -> int:
             "written at the moment, run the command again"
         )
     time_ns = info.mtime_ns or 0
-    os.utime(partial_path, ns=(time_ns, time_ns))
-    os.replace(partial_path, path)
+    os.utime(unfinished, ns=(time_ns, time_ns))
+    os.replace(unfinished, path)
     return size
 
 

@@ -30,6 +30,7 @@ from scribbleseg.datasets.scenes import (
     write_png,
 )
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import write_bytes
 
 
 def one_line(caught: pytest.ExceptionInfo[InputError], *parts: str) -> None:
@@ -364,3 +365,12 @@ def test_pictures_of_too_many_pixels_are_refused_undecoded(size):
 def test_what_is_no_picture_is_left_to_its_decoder():
     require_pixels(FileBytes(name="image", content=bomb(100, 100)), 10_000)
     require_pixels(FileBytes(name="image", content=b"no picture"), 10_000)
+
+
+def test_names_may_be_as_long_as_file_systems_allow(tmp_path: Path):
+    path = tmp_path / f"{'é' * 125}a.png"
+    assert len(path.name.encode()) == 255
+    write_png(path, np.zeros((3, 4), np.uint8))
+    content = path.read_bytes()
+    write_bytes(path, content)
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [content]
