@@ -20,6 +20,11 @@ from scribbleseg.runs import RunFolder
 
 # Name of the file in which a command leaves its word for its workers.
 MARK = ".driver"
+# What to give instead of a folder that another machine does not have.
+SHARED = (
+    "expected a storage that all machines of the cluster share: s3://BUCKET/PATH, "
+    "gs://BUCKET/PATH, or a folder mounted on each of them"
+)
 
 
 def absolute(location: str) -> str:
@@ -130,8 +135,7 @@ def require_mark(folder: RunFolder, word: str) -> None:
     if folder.read_file(MARK) != word.encode():
         raise InputError(
             f"{folder.path}: is another folder on {platform.node()} than where the command was "
-            "given; expected one that all machines of the cluster share: s3://BUCKET/PATH, "
-            "gs://BUCKET/PATH, or a folder mounted on each of them"
+            f"given; {SHARED}"
         )
 
 

@@ -18,6 +18,7 @@ from scribbleseg.loops.steps import Row
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import Trial, read_trial
 from train.launch import LaunchConfig, Resources, launch_job
+from train.places import SHARED
 from train.progress import Board
 from train.worker import assemble_finetune, train_run, train_worker
 from tune.spaces import apply
@@ -52,11 +53,7 @@ def run_trial(plan: Plan, name: str, until: int | None) -> None:
     try:
         trial = read_trial(sweep, name)
         if trial is None:
-            raise InputError(
-                f"{plan.sweep}: holds no {name} on {platform.node()}; expected a storage that all "
-                "machines of the cluster share: s3://BUCKET/PATH, gs://BUCKET/PATH, or a folder "
-                "mounted on each of them"
-            )
+            raise InputError(f"{plan.sweep}: holds no {name} on {platform.node()}; {SHARED}")
         if not run.finished():
             _train(plan, trial, run, until)
     # Nothing that a second attempt could mend, so Tune is not given a reason for one.
