@@ -99,6 +99,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["SCRIBBLESEG_CACHE"] = before
 
 
+@pytest.fixture(autouse=True)
+def own_ray_settings() -> Iterator[None]:
+    """Keep what a test tells Ray from the next test, whose Ray would follow it."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    yield
+    for name in [each for each in os.environ if each.startswith("RAY_")]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[str]:
     """A bucket of an S3 server in this process; the address is the bucket's URI."""

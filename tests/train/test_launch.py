@@ -248,10 +248,7 @@ def test_a_process_that_ray_has_started_gets_the_settings_too(monkeypatch):
     for name in CLUSTER:
         monkeypatch.delenv(name, raising=False)
     start_ray(ClusterConfig(address="auto"))
-    found = {name: os.environ.get(name) for name in CLUSTER}
-    for name in CLUSTER:
-        monkeypatch.delenv(name)
-    assert found == CLUSTER
+    assert {name: os.environ.get(name) for name in CLUSTER} == CLUSTER
 
 
 def test_ray_counts_no_cores_that_a_process_is_kept_from(monkeypatch):

@@ -51,11 +51,13 @@ def node(*arguments: str) -> Iterator[subprocess.Popen]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    yield process
-    process.terminate()
-    process.wait(timeout=60)
-    # A head that is terminated leaves its address behind for drivers that name none.
-    Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        # A head that is terminated leaves its address behind for drivers that name none.
+        Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
 
 
 def is_up(url: str) -> bool:
