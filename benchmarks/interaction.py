@@ -6,7 +6,6 @@ further one is a curve inside the largest connected error:
     python -m benchmarks.interaction --root DATA --fold 0 --checkpoints released:best runs/first
 """
 
-import os
 import sys
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from benchmarks.measure import Scored
 from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments, require
 from scribbleseg.datasets.scenes import Scene, read_scene
-from scribbleseg.device import prepare_cpu
+from scribbleseg.device import num_cores, prepare_cpu
 from scribbleseg.metrics import image_scores
 from scribbleseg.predict import Predictor, load
 from scribbleseg.scribbles.encode import UNLABELLED
@@ -117,12 +116,12 @@ def main() -> None:
     bench: Interaction = parse_arguments(
         Interaction, sys.argv[1:], prog="python -m benchmarks.interaction"
     )
-    prepare_cpu(os.cpu_count() or 1)
+    prepare_cpu(num_cores())
     heads = [f"strokes to {target:.0%} (reached)" for target in TARGETS]
     heads += [f"IoU after {n} strokes" for n in range(2, 2 + NUM_ROUNDS_SHOWN)]
     heads += ["stroke pixels wrong before they are honoured"]
     sys.stdout.write(
-        f"{bench.part}; object IoU; at most {bench.strokes} strokes; {os.cpu_count()} cores\n\n"
+        f"{bench.part}; object IoU; at most {bench.strokes} strokes; {num_cores()} cores\n\n"
         f"| checkpoint | {' | '.join(heads)} |\n| --- |{' --- |' * len(heads)}\n"
     )
     for checkpoint in bench.checkpoints:

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from scribbleseg.config import require
 from scribbleseg.datasets.scenes import ScenePaths
-from scribbleseg.device import find_device, pick_device, prepare_cpu
+from scribbleseg.device import find_device, num_cores, pick_device, prepare_cpu
 from scribbleseg.evaluate import list_scored
 from scribbleseg.manifest import write_bytes
 
@@ -91,7 +91,7 @@ class OnDevice:
         """Return the device, ready to compute on as it is in our runs, which serves all alike."""
         device = find_device(self.device) if self.device else pick_device()
         if device.type == "cpu":
-            prepare_cpu(os.cpu_count() or 1)
+            prepare_cpu(num_cores())
         return device
 
 
@@ -200,7 +200,7 @@ def to_markdown(title: str, lines: Sequence[Measured], unit: str) -> str:
 def machine() -> dict[str, Any]:
     """Return what the figures depend on besides the code."""
     return {
-        "cores": os.cpu_count(),
+        "cores": num_cores(),
         "load": [round(value, 2) for value in os.getloadavg()],
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

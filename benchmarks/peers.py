@@ -10,7 +10,6 @@ Objects are small, medium or large by thirds of the images; seconds are the medi
 leave out the reading of it.
 """
 
-import os
 import statistics
 import sys
 import time
@@ -27,7 +26,7 @@ from benchmarks.measure import Scored
 from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments
 from scribbleseg.datasets.scenes import read_scene
-from scribbleseg.device import prepare_cpu
+from scribbleseg.device import num_cores, prepare_cpu
 from scribbleseg.evaluate import object_share
 from scribbleseg.metrics import SegmentationMetrics, bootstrap_interval
 from scribbleseg.predict import load
@@ -139,7 +138,7 @@ def score(name: str, method: Method, bench: Peers) -> str:
 def main() -> None:
     """Measure and print."""
     bench: Peers = parse_arguments(Peers, sys.argv[1:], prog="python -m benchmarks.peers")
-    prepare_cpu(os.cpu_count() or 1)
+    prepare_cpu(num_cores())
     methods: dict[str, Method] = {
         f"colour, {NUM_NEIGHBOURS} nearest neighbours": colour_neighbours,
         "random walker, at half size": walker,
@@ -149,7 +148,7 @@ def main() -> None:
         methods[f"{checkpoint} without strokes"] = blind(checkpoint)
         methods[checkpoint] = network(checkpoint)
     sys.stdout.write(
-        f"{bench.part}; {os.cpu_count()} cores\n\n"
+        f"{bench.part}; {num_cores()} cores\n\n"
         "| method | mIoU | pooled | small | medium | large | s per image |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
     )

@@ -8,7 +8,6 @@ views as one epoch has. What lies above the second line was learned:
     python -m benchmarks.probe_rise --run RUN --figure probe.png
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 
 from scribbleseg.cli import exit_status
 from scribbleseg.config import PretrainConfig, from_dict, parse_arguments
-from scribbleseg.device import prepare_cpu
+from scribbleseg.device import num_cores, prepare_cpu
 from scribbleseg.errors import InputError
 from scribbleseg.loops.pretrain import PretrainData, init_state, open_data, to_views
 from scribbleseg.probe import probe
@@ -90,7 +89,7 @@ def main() -> None:
     probed = [(epoch, value) for epoch, value in found if value is not None]
     if info.get("kind") != "dino" or not probed:
         raise InputError(f"{bench.run}: expected a pretraining run with --probe.root, found none")
-    prepare_cpu(os.cpu_count() or 1)
+    prepare_cpu(num_cores())
     untouched, looked = nothing_learned(from_dict(PretrainConfig, info["resolved"]))
     say = sys.stdout.write
     say(f"{bench.run}; probe mIoU\n\n| weights | mIoU |\n| --- | --- |\n")

@@ -9,7 +9,6 @@ Which tenth of a stroke is kept matters more than networks differ: `--draws 3` s
 and takes each image's mean; `--groups length` leaves out what is not asked for.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from benchmarks.measure import Scored
 from scribbleseg.cli import exit_status
 from scribbleseg.config import parse_arguments, require
 from scribbleseg.datasets.scenes import Scene, read_scene
-from scribbleseg.device import prepare_cpu
+from scribbleseg.device import num_cores, prepare_cpu
 from scribbleseg.metrics import image_scores
 from scribbleseg.predict import Predictor, load
 from scribbleseg.scribbles.encode import BACKGROUND, UNLABELLED
@@ -141,11 +140,11 @@ def main() -> None:
     bench: Robustness = parse_arguments(
         Robustness, sys.argv[1:], prog="python -m benchmarks.robustness"
     )
-    prepare_cpu(os.cpu_count() or 1)
+    prepare_cpu(num_cores())
     found = {name: score(load(name), bench) for name in bench.checkpoints}
     heads = "".join(f" {name} |" for name in found)
     sys.stdout.write(
-        f"{bench.part}; mIoU, simulated strokes: {bench.draws} draw(s); {os.cpu_count()} cores\n\n"
+        f"{bench.part}; mIoU, simulated strokes: {bench.draws} draw(s); {num_cores()} cores\n\n"
         f"| strokes | |{heads}\n| --- | --- |" + " --- |" * len(found) + "\n"
     )
     for kind, name in next(iter(found.values())):

@@ -403,12 +403,10 @@ def check_data(command: DataCheck) -> None:
 
 def _load(command: Looker) -> "Predictor":
     """Return the checkpoint's predictor; this process does nothing else but predict."""
-    import torch
-
-    from scribbleseg.device import prepare_cpu
+    from scribbleseg.device import num_threads, prepare_cpu
     from scribbleseg.predict import load_as_asked
 
-    prepare_cpu(torch.get_num_threads())
+    prepare_cpu(num_threads())
     return load_as_asked(command)
 
 

@@ -1,6 +1,9 @@
 """Which device computes, with how many threads, and in which precision."""
 
 import ctypes
+import math
+import os
+from pathlib import Path
 
 import torch
 
@@ -32,18 +35,57 @@ def find_device(name: str) -> torch.device:
         ) from None
 
 
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def num_cores() -> int:
+    """Return how many CPU cores this process may keep busy, at least 1.
+
+    Fewer than the machine has where it is held to some of them (taskset, Slurm), or where its
+    container has a quota (`docker run --cpus`, a limit of Kubernetes): of more threads than that,
+    the kernel stops all in turn, and they wait for one another.
+    """
+    held = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if held else os.cpu_count() or 1
+    return max(1, int(min(cores, _quota())))
+
+
+def _quota() -> float:
+    """Return how many cores' time this container may use, by cgroup v2 or v1; inf: as many as are.
+
+    Both have numbers of microseconds, of time and of the period in which it may be used; in place
+    of the first, v2 has "max" and v1 -1 where there is no quota.
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            time, period = " ".join((CGROUP / name).read_text() for name in names).split()
+            if int(time) > 0:
+                return int(time) / int(period)
+        except (OSError, ValueError):
+            continue
+    return math.inf
+
+
+def num_threads() -> int:
+    """Return with how many threads a command computes: torch's own number, within `num_cores`.
+
+    Torch's is OMP_NUM_THREADS, or that of the cores whose arithmetic is not shared.
+    """
+    return min(torch.get_num_threads(), num_cores())
+
+
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
-def prepare_cpu(num_threads: int) -> None:
-    """Let this process compute on `num_threads` cores; call it where a program begins to.
+def prepare_cpu(threads: int) -> None:
+    """Let this process compute with that many threads; call it where a program begins to.
 
     A step or a prediction on the CPU frees and allocates the same tensors again and again. glibc
     returns each of them to the kernel, which then clears tens of thousands of pages per step; told
     to keep what was freed, it is spared that. Other allocators are left alone.
     """
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)

@@ -21,6 +21,7 @@ import tyro
 from pyarrow.fs import FileType
 
 from scribbleseg.config import require
+from scribbleseg.device import num_cores
 from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.runs import RunFolder
 from train.places import absolute, marked
@@ -188,7 +189,7 @@ def start_ray(launch: ClusterConfig) -> None:
     try:
         ray.init(
             address=address,
-            num_cpus=allowed_cpus() if launch.is_here else None,
+            num_cpus=num_cores() if launch.is_here else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
             # Nobody looks at a cluster that lasts as long as one command.
@@ -450,18 +451,7 @@ def launch_job(
 
 def this_machine() -> tuple[int, int]:
     """Return the CPU cores that this process may use, and the GPUs."""
-    return allowed_cpus() or os.cpu_count() or 1, torch.cuda.device_count()
-
-
-def allowed_cpus() -> int | None:
-    """Return how many CPU cores this process is held to (taskset, Slurm), of which Ray knows none.
-
-    None where it may use all of them: Ray counts those itself, less what a container is denied.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    cpus = len(os.sched_getaffinity(0))
-    return cpus if cpus < (os.cpu_count() or 1) else None
+    return num_cores(), torch.cuda.device_count()
 
 
 def forget_ray_state(run: RunFolder) -> None:

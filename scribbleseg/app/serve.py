@@ -10,15 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-import torch
-
 from scribbleseg.app.folder import Folder
 from scribbleseg.app.hosts import bracketed, host_headers, is_loopback, read_token
 from scribbleseg.app.models import Model, load_model
 from scribbleseg.app.refusal import Refusal
 from scribbleseg.app.remote import load_remote
 from scribbleseg.app.studio import Place, Studio
-from scribbleseg.device import prepare_cpu
+from scribbleseg.device import num_threads, prepare_cpu
 from scribbleseg.errors import InputError
 
 
@@ -68,7 +66,7 @@ def serve(
     except Refusal as refusal:
         raise InputError(f"--data: {refusal}") from None
     # The browser wants a core of its own, and threads that wait for one another are late together.
-    prepare_cpu(max(1, torch.get_num_threads() - 1))
+    prepare_cpu(max(1, num_threads() - 1))
     studio = Studio(folder, models)
     listener = listen(host, port)
     port = listener.getsockname()[1]

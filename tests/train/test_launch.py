@@ -22,7 +22,6 @@ from train.launch import (
     ClusterConfig,
     LaunchConfig,
     Resources,
-    allowed_cpus,
     call_remotely,
     plan_resources,
     start_ray,
@@ -249,13 +248,6 @@ def test_a_process_that_ray_has_started_gets_the_settings_too(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     start_ray(ClusterConfig(address="auto"))
     assert {name: os.environ.get(name) for name in CLUSTER} == CLUSTER
-
-
-def test_ray_counts_no_cores_that_a_process_is_kept_from(monkeypatch):
-    for allowed, expected in ((range(2), 2), (range(8), None)):
-        monkeypatch.setattr(os, "cpu_count", lambda: 8)
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=allowed: set(cores))
-        assert allowed_cpus() == expected
 
 
 def test_a_mark_tells_a_folder_from_another_one(tmp_path):

@@ -1,0 +1,39 @@
+"""How many threads a process computes with."""
+
+import os
+
+import pytest
+import torch
+
+from scribbleseg import device
+from scribbleseg.device import num_cores, num_threads
+
+
+@pytest.mark.parametrize(
+    ("held_to", "files", "expected"),
+    [
+        (8, {}, 8),
+        (2, {}, 2),
+        (8, {"cpu.max": "max 100000"}, 8),
+        (8, {"cpu.max": "400000 100000"}, 4),
+        (2, {"cpu.max": "400000 100000"}, 2),
+        (8, {"cpu.max": "250000 100000"}, 2),
+        (8, {"cpu.max": "50000 100000"}, 1),
+        (8, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        (8, {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        (8, {"cpu/cpu.cfs_quota_us": "300000"}, 8),
+        (8, {"cpu.max": ""}, 8),
+    ],
+)
+def test_cores_that_a_process_is_kept_from_are_not_counted(
+    monkeypatch, tmp_path, held_to, files, expected
+):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(held_to)), raising=False)
+    assert num_cores() == expected
+    # OMP_NUM_THREADS, where it asks for fewer still, has its way.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert num_threads() == min(expected, 3)
