@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from scribbleseg.checkpoint import write_model
@@ -466,7 +467,10 @@ def test_a_place_that_cannot_be_written_is_one_line(predictor: Predictor, folder
         list(predict_folder(predictor, images, scribbles, out / "below"))
 
 
-def test_masks_of_a_hand_are_not_replaced_and_its_own_are(predictor: Predictor, folders):
+@pytest.mark.parametrize("notes_kept", [False, True])
+def test_masks_of_a_hand_are_not_replaced_and_its_own_are(
+    predictor: Predictor, folders, notes_kept: bool
+):
     images, scribbles, out = folders
     out.mkdir()
     (out / "photo 1.png").write_bytes(b"a mask")
@@ -475,9 +479,12 @@ def test_masks_of_a_hand_are_not_replaced_and_its_own_are(predictor: Predictor, 
     (out / "photo 1.png").rename(out / "another.png")
     for _ in range(2):
         assert len(list(predict_folder(predictor, images, scribbles, out))) == 2
-    # Corrected in an editor, which does not hand on what it does not know.
-    mask = np.array(Image.open(out / "photo 1.png"))
-    Image.fromarray(1 - mask).save(out / "photo 1.png")
+    # Corrected in an editor, some of which hand on what they do not know.
+    mask = Image.open(out / "photo 1.png")
+    notes = PngInfo()
+    for keyword, text in mask.info.items() if notes_kept else ():
+        notes.add_text(keyword, text)
+    Image.fromarray(1 - np.array(mask)).save(out / "photo 1.png", pnginfo=notes)
     with pytest.raises(InputError, match="or were changed since"):
         predict_folder(predictor, images, scribbles, out)
 

@@ -9,6 +9,7 @@ the contract raises an `InputError` that names it and the command that mends it.
 they are stored (an EXIF orientation is not applied), because strokes are drawn on stored pixels.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Collection, Sequence
@@ -44,6 +45,8 @@ _SOFTWARE = "Software"
 _OURS = "scribbleseg"
 # Keyword of the note in masks that a person accepted on the page: for strokes of which revision.
 _ACCEPTED_FOR = "scribbleseg accepted for strokes"
+# Keyword of the note that says of which pixels the others speak.
+_PIXELS = "scribbleseg pixels"
 # Black, orange-red and cream: 0, 1 and 255 are told apart at a glance, on masks and on strokes.
 _PALETTE = {BACKGROUND: (0, 0, 0), OBJECT: (226, 74, 51), UNLABELLED: (240, 236, 220)}
 
@@ -292,27 +295,44 @@ def encode_png(
         notes.add_text(_SOFTWARE, _OURS)
     if accepted_for is not None:
         notes.add_text(_ACCEPTED_FOR, accepted_for)
+    if predicted or accepted_for is not None:
+        notes.add_text(_PIXELS, _digest(array))
     _picture(array, palette).save(file, format="PNG", pnginfo=notes)
     return file.getvalue()
 
 
 def is_predicted(path: Path) -> bool:
-    """Say whether a PNG is a mask of scribbleseg's making: the file tells."""
+    """Say whether a PNG is a mask of scribbleseg's making that nobody has changed since."""
     return _note(path, _SOFTWARE) == _OURS
 
 
 def revision_accepted_for(path: Path) -> str | None:
-    """Return the revision of the strokes that a mask was accepted for; None: it does not say."""
+    """Return the revision of the strokes that a mask was accepted for.
+
+    None: it does not say, or was changed since.
+    """
     return _note(path, _ACCEPTED_FOR)
 
 
 def _note(path: Path, keyword: str) -> str | None:
-    """Return a note in a PNG; None where there is none, or no PNG."""
+    """Return a note in a PNG; None where there is none, or no PNG.
+
+    Editors keep the notes of what they open, but what they save is a person's work: a note counts
+    only beside the pixels that it was written for.
+    """
     try:
         with Image.open(path, formats=("PNG",)) as picture:
-            return picture.info.get(keyword)
+            note = picture.info.get(keyword)
+            if note is None or picture.info.get(_PIXELS) != _digest(np.asarray(picture)):
+                return None
+            return note
     except DECODE_ERRORS:
         return None
+
+
+def _digest(array: UInt8[np.ndarray, "h w *c"]) -> str:
+    """Return 16 hexadecimal digits that stand for pixels."""
+    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:16]
 
 
 def _picture(array: UInt8[np.ndarray, "h w *c"], palette: bool) -> Image.Image:

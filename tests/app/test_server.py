@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
 from scribbleseg.app import folder as folders
@@ -82,6 +83,14 @@ def test_a_mask_of_a_hand_is_kept_when_another_is_accepted(client, root):
         told.append(saved.headers["x-kept"])
     assert told == ["1", "0"]
     assert [path.read_bytes() for path in (masks / "replaced").iterdir()] == [by_hand]
+    # What was accepted here, too, once it was corrected in an editor that hands on the notes.
+    accepted = Image.open(masks / "photo_0.png")
+    notes = PngInfo()
+    for keyword, text in accepted.info.items():
+        notes.add_text(keyword, text)
+    Image.fromarray(1 - np.array(accepted)).save(masks / "photo_0.png", pnginfo=notes)
+    saved = client.post("/api/pictures/photo_0/mask", json={"revision": revision})
+    assert saved.headers["x-kept"] == "1" and len(list((masks / "replaced").iterdir())) == 2
     # What a network made can be made again.
     mask = encode_png(np.ones((90, 120), np.uint8), predicted=True)
     (masks / "photo_0.png").write_bytes(mask)
