@@ -2,14 +2,18 @@
 
 Two files per set of pictures: KEY.u8 holds all pixels, one picture after another, and KEY.json says
 where each begins. The key covers paths, sizes and modification times, so changed data get another
-cache; the old one is never opened again. Processes on one node share the pages in memory.
+cache; one that nobody has opened for `DAYS_KEPT` days is removed when another is built. Processes
+on one node share the pages in memory.
 
 `SceneCache` holds the samples of the data contract; `pictures.ImageCache` shares everything below.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +32,7 @@ from scribbleseg.errors import InputError
 
 FORMAT = 2
 ALIGNMENT = 16
+DAYS_KEPT = 30
 NUM_THREADS = 4
 # Whatever waits to be taken is held in memory whole, 120 MB for a photograph of 24 megapixels and
 # its labels.
@@ -179,7 +184,10 @@ def open_or_build(
         with FileLock(path.with_suffix(".lock")):
             # Another process may have just built it.
             cache = _open_whole(path, load)
-            return load(_write_files(path, build)) if cache is None else cache
+            if cache is not None:
+                return cache
+            _remove_old(path.parent)
+            return load(_write_files(path, build))
     except OSError as error:
         raise InputError(
             f"{path.parent}: the decoded images cannot be cached here "
@@ -214,9 +222,33 @@ def _open_whole(path: Path, load: Callable[[Index], CacheT]) -> CacheT | None:
     """Return the cache in a file, or None where there is none or it is not whole."""
     try:
         index = json.loads(path.with_suffix(".json").read_text())
-        return load(index) if path.stat().st_size == index["num_bytes"] else None
+        if path.stat().st_size != index["num_bytes"]:
+            return None
+        cache = load(index)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    # For `_remove_old`; others may read what only its owner may touch.
+    with contextlib.suppress(OSError):
+        os.utime(path.with_suffix(".json"))
+    return cache
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove the caches that were last opened too long ago, and what killed builds have left.
+
+    A process that has mapped one keeps its pixels.
+    """
+    opened: dict[Path, float] = {}
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if re.fullmatch(r"[0-9a-f]{16}\.(json|u8|partial)", path.name):
+                cache = path.with_suffix("")
+                opened[cache] = max(opened.get(cache, 0.0), path.stat().st_mtime)
+        for cache, last in opened.items():
+            if last < time.time() - DAYS_KEPT * 86400:
+                # The index first: a cache without it does not count.
+                for suffix in (".json", ".u8", ".partial", ".lock"):
+                    cache.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _write_files(path: Path, build: Callable[[Write], Index]) -> Index:

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from scribbleseg.datasets import cache as cache_module
-from scribbleseg.datasets.cache import ALIGNMENT, NUM_THREADS, SceneCache, read_ahead
+from scribbleseg.datasets.cache import ALIGNMENT, DAYS_KEPT, NUM_THREADS, SceneCache, read_ahead
 from scribbleseg.datasets.scenes import Scene, ScenePaths, list_scenes, read_scene
 from scribbleseg.errors import InputError
 
@@ -99,6 +99,26 @@ def test_changed_data_get_another_cache(tiny_root: Path, tmp_path: Path) -> None
     assert_holds(after, scenes)
     assert after.path != before.path
     assert after.fingerprint != before.fingerprint
+
+
+def test_what_nobody_has_opened_for_long_goes_when_another_is_built(
+    scenes: list[ScenePaths], tmp_path: Path
+) -> None:
+    forgotten = SceneCache.open(scenes, tmp_path)
+    used = SceneCache.open(scenes[1:], tmp_path)
+    killed, foreign = tmp_path / f"{0:016x}.partial", tmp_path / "notes.json"
+    killed.touch()
+    foreign.touch()
+    long_ago = time.time() - (DAYS_KEPT + 1) * 86400
+    for path in tmp_path.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    SceneCache.open(scenes[1:], tmp_path)
+    assert killed.exists() and forgotten.path.exists()
+
+    built = SceneCache.open(scenes[2:], tmp_path)
+    names = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
+    paths = [each.path.with_suffix(suffix) for each in (used, built) for suffix in (".json", ".u8")]
+    assert names == {path.name for path in (*paths, foreign)}
 
 
 def test_touched_data_are_read_again_but_keep_their_fingerprint(
