@@ -92,7 +92,7 @@ def measure(folder: str) -> dict[str, float]:
             children = [
                 status_mb("RssAnon", child.pid) for child in mp.active_children() if child.pid
             ]
-            loader_mb = max(loader_mb, *children)
+            loader_mb = max([loader_mb, *children])
     ended = time.perf_counter()
     worker_mb = status_mb("RssAnon")
     began_again = time.perf_counter()

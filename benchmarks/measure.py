@@ -162,9 +162,12 @@ def status_mb(field: str, process: int | str = "self") -> float:
 
 
 def in_new_process(module: str, *words: str) -> Any:
-    """Run `python -m MODULE WORDS` and return the JSON that it prints last."""
+    """Run `python -m MODULE WORDS` and return the JSON that it prints last.
+
+    What it says of what went wrong is seen.
+    """
     command = [sys.executable, "-m", module, *words]
-    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(found.stdout.splitlines()[-1])
 
 

@@ -23,8 +23,9 @@ from pathlib import Path
 
 from benchmarks.measure import Measured, settings_of, tell, to_markdown
 from scribbleseg.cli import exit_status
-from scribbleseg.config import FinetuneConfig, override, parse_arguments, to_yaml
+from scribbleseg.config import FinetuneConfig, override, parse_arguments, require, to_yaml
 from scribbleseg.datasets.scenes import list_scenes
+from scribbleseg.device import num_cores
 from scribbleseg.runs import RunFolder
 
 RAY, TORCHRUN, PLAIN, EMPTY = "Ray Train", "torchrun", "plain loop", "empty Ray trainer"
@@ -51,6 +52,14 @@ class Share:
     """Further settings, KEY=VALUE."""
     out: Path | None = None
     """File without suffix for the tables, .md and .json; None: print only."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.workers >= 1, "workers", self.workers, "1 or more")
+        require(self.rounds >= 1, "rounds", self.rounds, "1 or more")
+        require(
+            self.epochs >= 2, "epochs", self.epochs, "2 or more, since the first is not counted"
+        )
 
 
 # Every script gets first the file that it makes when the first step is done.
@@ -155,7 +164,7 @@ if __name__ == "__main__":
 def command(kind: str, scratch: Path, share: Share) -> list[str]:
     """Return the command that trains by `scratch`/settings.yaml into `scratch`/runs/run."""
     workers = share.workers
-    cores = share.cores or (os.cpu_count() or 1) // workers
+    cores = share.cores or max(1, num_cores() // workers)
     script = scratch / "script.py"
     script.write_text({RAY: COMMAND, EMPTY: NOTHING}.get(kind, LOOP))
     settings, run = scratch / "settings.yaml", scratch / "runs" / "run"

@@ -29,7 +29,10 @@ import psutil
 
 from scribbleseg.checkpoint import read_model, write_model
 from scribbleseg.cli import exit_status
-from scribbleseg.config import FinetuneConfig, PredictConfig, parse_arguments
+from scribbleseg.config import FinetuneConfig, PredictConfig, parse_arguments, require
+from scribbleseg.datasets.scenes import list_scenes
+from scribbleseg.device import num_cores
+from scribbleseg.errors import InputError
 from scribbleseg.manifest import write_manifest
 from scribbleseg.runs import find_checkpoint
 
@@ -58,6 +61,11 @@ class Serving:
     """Photographs that become masks in bulk."""
     out: Path = Path("serving.json")
     """File for the figures."""
+
+    def __post_init__(self) -> None:
+        """Check what is not found out before the service runs."""
+        require(self.requests >= 2, "requests", self.requests, "2 or more")
+        list_scenes(self.root, self.split, need_masks=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,7 @@ def main() -> None:
         loads = under_load(asked, split)
         between = os.getloadavg()
         bulk = in_bulk(asked, split)
-    load = f"load averages {before}, {between}, {os.getloadavg()} on {os.cpu_count()} cores"
+    load = f"load averages {before}, {between}, {os.getloadavg()} on {num_cores()} cores"
     served = [asdict(each) for each in loads]
     figures = {"load": load, "own_looks": asked.own_looks, "served": served, "bulk": bulk}
     asked.out.write_text(json.dumps(figures, indent=2))
@@ -144,9 +152,12 @@ def service(asked: Serving, replicas: int) -> Generator[tuple[psutil.Process, in
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
         assert running.stdout is not None
-        running.stdout.readline()
-        yield psutil.Process(running.pid), port
-        running.send_signal(signal.SIGTERM)
+        try:
+            if not running.stdout.readline():
+                raise InputError(f"deploy.serve has ended; `{' '.join(command)}` says why")
+            yield psutil.Process(running.pid), port
+        finally:
+            running.send_signal(signal.SIGTERM)
 
 
 def send(

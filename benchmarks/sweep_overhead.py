@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.measure import Measured, tell, to_markdown
 from scribbleseg.cli import exit_status
-from scribbleseg.config import parse_arguments
+from scribbleseg.config import parse_arguments, require
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import TRIAL, read_trials
 
@@ -34,6 +34,10 @@ class Overhead:
     """Epochs of each, all of them validated and saved."""
     out: Path | None = None
     """File without suffix for the table, .md and .json; None: print only."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.trials >= 3, "trials", self.trials, "3 or more")
 
 
 def main() -> None:

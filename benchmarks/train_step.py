@@ -37,6 +37,7 @@ from scribbleseg.config import (
     Precision,
     TrainConfig,
     parse_arguments,
+    require,
 )
 from scribbleseg.device import autocast_dtype
 from scribbleseg.loops.batches import Batch
@@ -70,6 +71,13 @@ class StepBench(OnDevice):
     """Print by how much a process grows for steps of this kind alone, and nothing else."""
     out: Path | None = None
     """File without suffix for the table, .md and .json; None: print only."""
+
+    def __post_init__(self) -> None:
+        """Check what the kinds of steps cannot."""
+        known = self.memory_of in ("", *KINDS)
+        require(known, "memory_of", self.memory_of, f"one of {', '.join(map(repr, KINDS))}")
+        fits = self.side > 0 and self.side % 32 == 0
+        require(fits, "side", self.side, "a multiple of 32, the coarsest stride")
 
     @property
     def config(self) -> FinetuneConfig:

@@ -24,6 +24,7 @@ from benchmarks.measure import settings_of
 from scribbleseg.cli import exit_status
 from scribbleseg.config import FinetuneConfig, override, parse_arguments, to_yaml
 from scribbleseg.datasets.scenes import list_scenes
+from scribbleseg.device import num_cores
 from scribbleseg.runs import RunFolder
 
 BIN = Path(sys.executable).parent
@@ -189,7 +190,7 @@ def main() -> None:
             ]
     medians = {kind: statistics.median(values) for kind, values in times.items()}
     lines = [
-        f"{platform.machine()}, {os.cpu_count()} cores; {bench.share} images per worker and step; "
+        f"{platform.machine()}, {num_cores()} cores; {bench.share} images per worker and step; "
         f"{', '.join(bench.changes)}",
         "",
         "| carrier | nodes | s per step, median | min | max | images/s |",

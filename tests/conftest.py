@@ -100,13 +100,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_ray_settings() -> Iterator[None]:
-    """Keep what a test tells Ray from the next test, whose Ray would follow it."""
-    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+def own_settings() -> Iterator[None]:
+    """Keep what a test tells Ray, the processes it starts and torch from the next test."""
+    # Here, because checks of types begin only after this file is read.
+    import torch
+
+    told = ("RAY_", "TUNE_", "MALLOC_", "GLOO_", "NCCL_")
+    before = {name: value for name, value in os.environ.items() if name.startswith(told)}
+    threads = torch.get_num_threads()
     yield
-    for name in [each for each in os.environ if each.startswith("RAY_")]:
+    for name in [each for each in os.environ if each.startswith(told)]:
         del os.environ[name]
     os.environ.update(before)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
