@@ -95,10 +95,12 @@ def test_good_and_bad_requests_of_one_batch_get_their_own_answers(checkpoint, ti
     orders = [Order(**good), *orders, Order(**good, probabilities=True)]
     mask, *refused, probabilities = masks.reply_all(orders)
     assert (mask.status, probabilities.status) == (200, 200)
-    # Both came out of one forward pass, whose logits differ in their last bits.
-    for reply, path in ((mask, expected), (probabilities, expected / "probabilities")):
+    # Both came out of one forward pass, whose logits differ in their last bits: that may take a
+    # pixel to the other side of the threshold, or a probability to the next grey.
+    for reply, path, greys in ((mask, expected, 0), (probabilities, expected / "probabilities", 1)):
         wanted = np.asarray(Image.open(path / f"{stem}.png")).astype(int)
-        assert np.abs(np.asarray(Image.open(io.BytesIO(reply.body))) - wanted).max() <= 1
+        found = np.asarray(Image.open(io.BytesIO(reply.body)))
+        assert (np.abs(found - wanted) > greys).mean() < 1e-3
     for reply, (_, status, line) in zip(refused, bad.values(), strict=True):
         assert reply.status == status and line in reply.body.decode(), line
         assert b"\n" not in reply.body
