@@ -130,8 +130,10 @@ def unplug_node(run: Run) -> None:
     """A node loses its network until training goes on elsewhere."""
     host = run.host(1)
     run.cluster.room.unplug(host)
-    run.wait_for_new_step()
-    run.cluster.room.plug(host)
+    try:
+        run.wait_for_new_step()
+    finally:
+        run.cluster.room.plug(host)
 
 
 def fill_disk(run: Run) -> None:
@@ -140,9 +142,11 @@ def fill_disk(run: Run) -> None:
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-    epoch = run.last(0).step // run.steps_per_epoch + 1
-    run.wait_for_step(epoch * run.steps_per_epoch + 1)
-    filler.unlink()
+    try:
+        epoch = run.last(0).step // run.steps_per_epoch + 1
+        run.wait_for_step(epoch * run.steps_per_epoch + 1)
+    finally:
+        filler.unlink()
 
 
 def preempt_node(run: Run) -> None:

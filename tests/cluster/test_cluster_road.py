@@ -50,7 +50,7 @@ def test_hosts_reach_each_other_until_cut_and_are_gone_with_the_room():
 
     with open_room(["desk", "one", "two"]) as room:
         desk, one, two = (room.boot(name) for name in ("desk", "one", "two"))
-        assert reached(one, two)
+        wait_until(lambda: reached(one, two) and reached(two, one), "sshd of both", seconds=30)
         room.cut(one, two)
         assert not reached(one, two) and reached(desk, one) and reached(desk, two)
         room.mend(one, two)
