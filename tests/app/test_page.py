@@ -7,6 +7,8 @@ import io
 import os
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,14 @@ def stroke(page: Page, *points: tuple[float, float], button: str = "left") -> No
 
 def picture(canvas: Locator) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB"))
+
+
+def wait_for_picture(canvas: Locator, holds: Callable[[np.ndarray], object]) -> np.ndarray:
+    """Wait until the picture is as expected; return it."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not holds(seen := picture(canvas)):
+        assert time.monotonic() < deadline, "the picture is not as expected"
+    return seen
 
 
 def stored(array: np.ndarray) -> bytes:
@@ -246,11 +256,9 @@ def test_every_control_has_a_label_and_a_key(page, root):
         fitted = picture(page.locator("#view"))
         page.keyboard.press("+")
         page.keyboard.press("ArrowLeft")
-        page.wait_for_timeout(200)
-        assert (picture(page.locator("#view")) != fitted).any()
+        wait_for_picture(page.locator("#view"), lambda seen: (seen != fitted).any())
         page.keyboard.press("0")
-        page.wait_for_timeout(200)
-        assert np.array_equal(picture(page.locator("#view")), fitted)
+        wait_for_picture(page.locator("#view"), lambda seen: np.array_equal(seen, fitted))
         hint = page.locator("#hint")
         expect(hint).to_contain_text("Draw one stroke on the object")
 
@@ -275,8 +283,9 @@ def test_one_finger_draws_and_two_zoom(browser, root):
         for apart in (40, 60, 80):
             touch("touchMove", (x - apart, y), (x + apart, y))
         touch("touchEnd")
+        wait_for_picture(page.locator("#view"), lambda seen: (seen != before).any())
+        # A stroke would be on its way.
         page.wait_for_timeout(300)
-        assert (picture(page.locator("#view")) != before).any()
         assert not (root / "train" / "scribbles").exists()
 
         page.touchscreen.tap(x, y)
@@ -291,20 +300,21 @@ def test_wheel_and_space_zoom_and_pan_without_drawing(page, root):
         expect(page.locator("#badge")).to_have_text("untouched")
         view = page.locator("#view")
         box = view.bounding_box()
+        bare = picture(view)
         page.mouse.move(box["x"] + 300, box["y"] + 300)
-        page.wait_for_timeout(200)
-        shots = [picture(view)]
+        still = wait_for_picture(view, lambda seen: (seen != bare).any())
         page.mouse.wheel(0, -400)
-        page.wait_for_timeout(200)
-        shots.append(picture(view))
+        zoomed = wait_for_picture(view, lambda seen: (seen != still).any())
         page.keyboard.down(" ")
         page.mouse.down()
         page.mouse.move(box["x"] + 380, box["y"] + 350, steps=4)
         page.mouse.up()
         page.keyboard.up(" ")
+        # The cursor alone must not make the difference.
+        page.mouse.move(box["x"] + 300, box["y"] + 300)
+        wait_for_picture(view, lambda seen: (seen != zoomed).any())
+        # A stroke would be on its way.
         page.wait_for_timeout(200)
-        shots.append(picture(view))
-        assert (shots[0] != shots[1]).any() and (shots[1] != shots[2]).any()
         assert not (root / "train" / "scribbles").exists()
 
 
@@ -368,7 +378,6 @@ def test_strokes_that_cannot_be_saved_are_taken_off_the_picture(page, root, monk
             stroke(page, (0.4, 0.4), (0.6, 0.4))
             expect(page.locator("#message")).to_contain_text("free some space")
         page.keyboard.press("Escape")
-        page.wait_for_timeout(200)
-        assert np.array_equal(picture(page.locator("#view")), bare)
+        wait_for_picture(page.locator("#view"), lambda seen: np.array_equal(seen, bare))
         stroke(page, (0.4, 0.4), (0.6, 0.4))
         expect(page.locator("#badge")).to_have_text("strokes saved")
