@@ -1,10 +1,12 @@
 """The command a user types, on a real local Ray: one short run, and what happens around it."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -117,19 +119,12 @@ def test_a_killed_run_started_again_equals_the_undisturbed_one(tiny_data, tmp_pa
     undisturbed = run(tiny_data, tmp_path, "undisturbed", *settings)
     assert undisturbed.returncode == 0, undisturbed.stderr
     killed = RunFolder.at(str(tmp_path), "killed")
-    driver = subprocess.Popen(
-        command(tiny_data, tmp_path, "killed", *settings),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    wait_for(lambda: (killed.last() or 0) >= 5, driver)
-    ray_workers = train_workers(driver)
-    assert len(ray_workers) == (workers if workers > 1 else 0)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    # Ray's processes notice that their driver is gone; until then a worker may still write.
+    with driving(command(tiny_data, tmp_path, "killed", *settings), tmp_path / "log") as driver:
+        wait_for(lambda: (killed.last() or 0) >= 5, driver)
+        ray_workers = train_workers(driver)
+        assert len(ray_workers) == (workers if workers > 1 else 0)
+    # The block's end killed the driver. Ray's processes notice it; until then a worker may still
+    # write.
     wait_for(lambda: not any(worker.is_running() for worker in ray_workers), None)
     assert not killed.finished()
     resumed = run(tiny_data, tmp_path, "killed", *settings)
@@ -146,12 +141,11 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
     settings = ("--train.epochs=40", "--launch.num-workers=2")
     assert run(tiny_data, tmp_path, "undisturbed", *settings).returncode == 0
     disturbed = RunFolder.at(str(tmp_path), "disturbed")
-    driver = subprocess.Popen(
-        command(tiny_data, tmp_path, "disturbed", *settings), cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    wait_for(lambda: (disturbed.last() or 0) >= 5, driver)
-    train_workers(driver)[0].kill()
-    assert driver.wait(timeout=280) == 0
+    log = tmp_path / "log"
+    with driving(command(tiny_data, tmp_path, "disturbed", *settings), log) as driver:
+        wait_for(lambda: (disturbed.last() or 0) >= 5, driver)
+        train_workers(driver)[0].kill()
+        assert driver.wait(timeout=280) == 0, log.read_text()
     assert [row["epoch"] for row in disturbed.read_metrics()] == list(range(1, 41))
     assert same(final_state(tmp_path, "undisturbed"), final_state(tmp_path, "disturbed"))
 
@@ -165,6 +159,27 @@ def test_two_workers_train_the_same_run(tiny_data, single, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
         assert a["miou"] == pytest.approx(b["miou"], abs=1e-2)
     assert runs[1].read_json("run.json")["world_size"] == 2
+
+
+@contextlib.contextmanager
+def driving(
+    words: list[str], log: Path, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen]:
+    """A command that may have a Ray of its own; the end of the block kills them.
+
+    What it says goes to a file, because a pipe that nobody reads would stop it.
+    """
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(
+            words, cwd=ROOT, env=env, stdout=stream, stderr=stream, start_new_session=True
+        ) as driver,
+    ):
+        try:
+            yield driver
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)
 
 
 def train_workers(driver: subprocess.Popen) -> list[psutil.Process]:

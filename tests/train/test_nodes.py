@@ -1,24 +1,18 @@
 """Training over several nodes of a real Ray cluster: one is lost, one is added, one has notice."""
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from scribbleseg.runs import RunFolder
-from tests.train.test_finetune import TINY, wait_for
+from tests.train.test_finetune import TINY, driving, wait_for
 from tests.tune.test_sweep import family
 from tests.tune.test_sweep_cluster import free_port, head, node, on
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # The fixture is looked up by name.
 __all__ = ["head"]
@@ -55,17 +49,8 @@ def training(head, data, storage, log, *arguments):
         "--name=a", *TINY, "--data.num-workers=0", "--train.epochs=100000",
         "--launch.num-workers=2", "--launch.min-workers=1", *arguments,
     ]  # fmt: skip
-    with (
-        log.open("w") as stream,
-        subprocess.Popen(
-            command, cwd=ROOT, env=on(head), stdout=stream, stderr=stream, start_new_session=True
-        ) as driver,
-    ):
-        try:
-            yield driver
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(driver.pid, signal.SIGKILL)
+    with driving(command, log, on(head)) as driver:
+        yield driver
 
 
 @contextmanager

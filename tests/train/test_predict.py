@@ -3,7 +3,6 @@
 import csv
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +17,7 @@ from PIL import Image
 from scribbleseg.errors import InputError
 from scribbleseg.predict import load, predict_folder
 from tests.conftest import write_scenes
-from tests.train.test_finetune import ROOT, wait_for
+from tests.train.test_finetune import ROOT, driving, wait_for
 from tests.tune import test_sweep_cluster
 from tests.tune.test_sweep import family
 from tests.tune.test_sweep_cluster import node, on
@@ -201,17 +200,10 @@ def test_killed_and_started_again_it_repeats_nothing(checkpoint, tmp_path):
     split, out = tmp_path / "many", tmp_path / "out"
     expected = plain(checkpoint, split, tmp_path / "plain")
     command = arguments(checkpoint, split, out, "--launch.num-workers=2", "--probabilities")
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "train.predict", *command],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    wait_for(lambda: len(list(out.glob("*.png"))) > 50, driver)
-    rays = family(driver)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    with driving([sys.executable, "-m", "train.predict", *command], tmp_path / "log") as driver:
+        wait_for(lambda: len(list(out.glob("*.png"))) > 50, driver)
+        rays = family(driver)
+    # The block's end killed the driver.
     wait_for(lambda: not any(process.is_running() for process in rays), None)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert 50 < len(times) < 400
@@ -228,10 +220,11 @@ def test_a_killed_worker_is_replaced_and_what_it_wrote_is_kept(checkpoint, tmp_p
     split, out = tmp_path / "many", tmp_path / "out"
     expected = plain(checkpoint, split, tmp_path / "plain")
     command = arguments(checkpoint, split, out, "--launch.num-workers=2", "--probabilities")
-    driver = subprocess.Popen([sys.executable, "-m", "train.predict", *command], cwd=ROOT)
-    wait_for(lambda: len(list(out.glob("*.png"))) > 50, driver)
-    mask_actors(driver)[0].kill()
-    assert driver.wait(timeout=240) == 0
+    log = tmp_path / "log"
+    with driving([sys.executable, "-m", "train.predict", *command], log) as driver:
+        wait_for(lambda: len(list(out.glob("*.png"))) > 50, driver)
+        mask_actors(driver)[0].kill()
+        assert driver.wait(timeout=240) == 0, log.read_text()
     assert written(out) == expected
 
 
@@ -246,19 +239,15 @@ def test_a_lost_node_costs_no_mask(head, checkpoint, tmp_path):
         checkpoint, split, out, "--launch.num-workers=2", "--launch.min-workers=1",
         "--launch.cpus-per-worker=1", "--probabilities",
     )  # fmt: skip
-    with node(f"--address={head.address}", "--num-cpus=1") as second:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "train.predict", *command],
-            cwd=ROOT,
-            env=on(head),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    log = tmp_path / "log"
+    with (
+        node(f"--address={head.address}", "--num-cpus=1") as second,
+        driving([sys.executable, "-m", "train.predict", *command], log, on(head)) as driver,
+    ):
         wait_for(lambda: len(list(out.glob("*.png"))) > 50 and mask_actors(second), driver)
         for process in [*family(second), second]:
             process.kill()
-        _, errors = driver.communicate(timeout=400)
-    assert driver.returncode == 0, errors
+        assert driver.wait(timeout=400) == 0, log.read_text()
     assert written(out) == expected
 
 

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +16,7 @@ from scribbleseg.errors import InputError
 from scribbleseg.manifest import verify
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import Trial, read_trials
-from tests.train.test_finetune import wait_for
+from tests.train.test_finetune import driving, wait_for
 from train.launch import LaunchConfig, Resources
 from tune import carrier
 from tune.request import SweepJob, plan_hardware
@@ -218,33 +216,21 @@ def trial_processes(process):
     return [each for each in family(process) if "ImplicitFunc" in " ".join(each.cmdline())]
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        command(*arguments),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 LONGER = ("--train.epochs=12", "--stopping=none", "--max-concurrent=2")
 
 
 @pytest.mark.slow
 def test_a_killed_driver_repeats_no_finished_trial_and_the_table_is_whole(tiny_data, tmp_path):
-    driver = start(tiny_data, tmp_path, "--num-trials=10", *LONGER)
     folder = RunFolder.at(str(tmp_path), "s")
 
     def num_finished():
         return sum(trial.state == "finished" for trial in read_trials(folder))
 
-    wait_for(lambda: num_finished() >= 5, driver)
-    processes = family(driver)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    driver.stderr.close()
+    words = command(tiny_data, tmp_path, "--num-trials=10", *LONGER)
+    with driving(words, tmp_path / "log") as driver:
+        wait_for(lambda: num_finished() >= 5, driver)
+        processes = family(driver)
+    # The block's end killed the driver.
     psutil.wait_procs(processes, timeout=60)
     before = {trial.name: trial for trial in read_trials(folder)}
     ended = [name for name, trial in before.items() if trial.ended]
@@ -269,17 +255,15 @@ def test_a_killed_driver_repeats_no_finished_trial_and_the_table_is_whole(tiny_d
 @pytest.mark.slow
 def test_a_killed_driver_costs_no_trial_its_place_on_the_rungs(tiny_data, tmp_path):
     settings = ("--num-trials=9", "--train.epochs=12", "--max-concurrent=2")
-    driver = start(tiny_data, tmp_path, *settings)
     folder = RunFolder.at(str(tmp_path), "s")
 
     def has_come_far():
         return any(trial.epochs > 3 for trial in read_trials(folder))
 
-    wait_for(has_come_far, driver)
-    processes = family(driver)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    driver.stderr.close()
+    with driving(command(tiny_data, tmp_path, *settings), tmp_path / "log") as driver:
+        wait_for(has_come_far, driver)
+        processes = family(driver)
+    # The block's end killed the driver.
     psutil.wait_procs(processes, timeout=60)
     before = read_trials(folder)
 
@@ -307,12 +291,11 @@ def test_a_killed_driver_costs_no_trial_its_place_on_the_rungs(tiny_data, tmp_pa
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_killed_worker_costs_no_other_trial(tiny_data, tmp_path, retries):
     settings = ("--num-trials=6", f"--launch.max-failures={retries}", *LONGER)
-    driver = start(tiny_data, tmp_path, *settings)
-    folder = RunFolder.at(str(tmp_path), "s")
-    wait_for(lambda: sum(trial.epochs >= 2 for trial in read_trials(folder)) >= 2, driver)
-    trial_processes(driver)[0].kill()
-    _, errors = driver.communicate(timeout=400)
-    assert driver.returncode == 0, errors
+    folder, log = RunFolder.at(str(tmp_path), "s"), tmp_path / "log"
+    with driving(command(tiny_data, tmp_path, *settings), log) as driver:
+        wait_for(lambda: sum(trial.epochs >= 2 for trial in read_trials(folder)) >= 2, driver)
+        trial_processes(driver)[0].kill()
+        assert driver.wait(timeout=400) == 0, log.read_text()
     trials = read_trials(folder)
     assert len(trials) == 6
     failed = [trial for trial in trials if trial.state == "failed"]

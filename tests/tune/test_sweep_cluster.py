@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from scribbleseg.cli import run_line
 from scribbleseg.manifest import verify
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import STATES, read_trials
-from tests.train.test_finetune import wait_for
+from tests.train.test_finetune import driving, wait_for
 from tests.tune.test_sweep import LONGER, command, family, trial_processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,31 +110,23 @@ print([g.state for g in list_placement_groups(limit=1000) if g.state != "REMOVED
 
 
 def test_a_hundred_trials_leave_nothing_behind(head, tiny_data, tmp_path):
-    driver = subprocess.Popen(
-        command(tiny_data, tmp_path, "--num-trials=100", "--search=random"),
-        cwd=ROOT,
-        env=on(head),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = command(tiny_data, tmp_path, "--num-trials=100", "--search=random")
     counts: list[list[tuple[int, int]]] = []
-    errors: list[str] = []
-    # Read all the time, because a full pipe would stop the driver.
-    reader = threading.Thread(target=lambda: errors.append(driver.communicate()[1]))
-    reader.start()
-    while reader.is_alive():
-        with contextlib.suppress(psutil.Error):
-            counts.append([(p.num_fds(), p.num_threads()) for p in trial_processes(head.process)])
-        reader.join(timeout=1.0)
-    assert driver.returncode == 0, errors
+    with driving(words, tmp_path / "log", on(head)) as driver:
+        while driver.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                processes = trial_processes(head.process)
+                counts.append([(p.num_fds(), p.num_threads()) for p in processes])
+            time.sleep(1)
+    said = (tmp_path / "log").read_text()
+    assert driver.returncode == 0, said
     trials = read_trials(RunFolder.at(str(tmp_path), "s"))
     # At least a third of those that came to the rung, one epoch, have gone on to their end.
     epochs = {state: [t.epochs for t in trials if t.state == state] for state in STATES}
     assert len(epochs["finished"]) >= 33 and set(epochs["finished"]) == {2}
     assert len(epochs["finished"] + epochs["stopped"]) == 100 and set(epochs["stopped"]) == {1}
-    ends = re.findall(r"^\[\d+/100\] (\w+) (?:finished|stopped) after", errors[0], re.MULTILINE)
-    assert set(ends) == {trial.name for trial in trials} and "[100/100]" in errors[0]
+    ends = re.findall(r"^\[\d+/100\] (\w+) (?:finished|stopped) after", said, re.MULTILINE)
+    assert set(ends) == {trial.name for trial in trials} and "[100/100]" in said
     assert not (tmp_path / "s" / "tune").exists()
     # Two processes served all of them, and the last look at them is like an early one.
     assert max(map(len, counts)) <= 2
@@ -152,23 +143,18 @@ def test_a_hundred_trials_leave_nothing_behind(head, tiny_data, tmp_path):
 
 @pytest.mark.parametrize("head", [1], indirect=True)
 def test_a_lost_node_costs_no_trial(head, tiny_data, tmp_path):
-    folder = RunFolder.at(str(tmp_path), "s")
-    with node(f"--address={head.address}", "--num-cpus=1") as second:
-        driver = subprocess.Popen(
-            command(tiny_data, tmp_path, "--num-trials=6", *LONGER),
-            cwd=ROOT,
-            env=on(head),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    folder, log = RunFolder.at(str(tmp_path), "s"), tmp_path / "log"
+    words = command(tiny_data, tmp_path, "--num-trials=6", *LONGER)
+    with (
+        node(f"--address={head.address}", "--num-cpus=1") as second,
+        driving(words, log, on(head)) as driver,
+    ):
         wait_for(lambda: sum(trial.epochs >= 2 for trial in read_trials(folder)) >= 2, driver)
         for process in [*family(second), second]:
             process.kill()
-        _, errors = driver.communicate(timeout=400)
-    assert driver.returncode == 0, errors
+        assert driver.wait(timeout=400) == 0, log.read_text()
     trials = read_trials(folder)
-    assert [trial.state for trial in trials] == ["finished"] * 6, errors
+    assert [trial.state for trial in trials] == ["finished"] * 6, log.read_text()
     assert all(trial.epochs == 12 for trial in trials)
 
 
