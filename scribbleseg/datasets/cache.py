@@ -246,8 +246,9 @@ def _remove_old(folder: Path) -> None:
                 opened[cache] = max(opened.get(cache, 0.0), path.stat().st_mtime)
         for cache, last in opened.items():
             if last < time.time() - DAYS_KEPT * 86400:
-                # The index first: a cache without it does not count.
-                for suffix in (".json", ".u8", ".partial", ".lock"):
+                # The index first: a cache without it does not count. Whoever is about to build it
+                # again holds the lock, which stays.
+                for suffix in (".json", ".u8", ".partial"):
                     cache.with_suffix(suffix).unlink(missing_ok=True)
 
 
