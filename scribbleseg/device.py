@@ -5,6 +5,7 @@ import math
 import os
 from pathlib import Path
 
+import cv2
 import torch
 
 from scribbleseg.config import Precision
@@ -84,8 +85,12 @@ def prepare_cpu(threads: int) -> None:
     A step or a prediction on the CPU frees and allocates the same tensors again and again. glibc
     returns each of them to the kernel, which then clears tens of thousands of pages per step; told
     to keep what was freed, it is spared that. Other allocators are left alone.
+
+    OpenCV has threads of its own, as many as the machine has cores, whatever this process may use
+    of it; after each piece of work they spin for a while, in the way of whoever computes next.
     """
     torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)
