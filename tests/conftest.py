@@ -101,18 +101,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_settings() -> Iterator[None]:
-    """Keep what a test tells Ray, the processes it starts and torch from the next test."""
+    """Keep what a test tells Ray, the processes it starts, torch and OpenCV from the next test."""
     # Here, because checks of types begin only after this file is read.
+    import cv2
     import torch
 
     told = ("RAY_", "TUNE_", "MALLOC_", "GLOO_", "NCCL_")
     before = {name: value for name, value in os.environ.items() if name.startswith(told)}
-    threads = torch.get_num_threads()
+    threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
     yield
     for name in [each for each in os.environ if each.startswith(told)]:
         del os.environ[name]
     os.environ.update(before)
     torch.set_num_threads(threads)
+    cv2.setNumThreads(opencv_threads)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,12 @@
 
 import os
 
+import cv2
 import pytest
 import torch
 
 from scribbleseg import device
-from scribbleseg.device import num_cores, num_threads
+from scribbleseg.device import num_cores, num_threads, prepare_cpu
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,10 @@ def test_cores_that_a_process_is_kept_from_are_not_counted(
     # OMP_NUM_THREADS, where it asks for fewer still, has its way.
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert num_threads() == min(expected, 3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_opencv_has_no_threads_beyond_those_of_the_process(threads):
+    cv2.setNumThreads(3)
+    prepare_cpu(threads)
+    assert (torch.get_num_threads(), cv2.getNumThreads()) == (threads, threads)
