@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from scribbleseg.config import LossConfig, ModelConfig
 from scribbleseg.losses.segmentation import segmentation_loss
-from scribbleseg.models import blocks, build_model, set_recompute
+from scribbleseg.models import build_model, set_recompute
 from scribbleseg.models.blocks import AttentionGate, ConvBlock, ResidualBlock, UpBlock
 from scribbleseg.models.encoder import Encoder, StrokePath, level_channels
 
@@ -170,31 +170,36 @@ def test_residual_block_equals_its_equation():
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_a_decoder_level_equals_its_equation_and_resizes_a_dense_gradient(layout, monkeypatch):
+@pytest.mark.parametrize("block", [ConvBlock, ResidualBlock])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_decoder_level_equals_a_concatenation_with_its_gradients(norm, block, layout):
     torch.manual_seed(0)
-    level = UpBlock(16, 8, "batch", ConvBlock).to(memory_format=layout).train()
+    level = UpBlock(16, 8, norm, block).to(torch.float64, memory_format=layout).train()
     # Not twice as large: skips keep their true size.
-    coarse = torch.randn(2, 16, 5, 6).contiguous(memory_format=layout).requires_grad_()
-    skip = torch.randn(2, 8, 9, 11).contiguous(memory_format=layout).requires_grad_()
+    coarse = torch.randn(2, 16, 5, 6, dtype=torch.float64).contiguous(memory_format=layout)
+    skip = torch.randn(2, 8, 9, 11, dtype=torch.float64).contiguous(memory_format=layout)
+    kept = (coarse.requires_grad_(), skip.requires_grad_(), *level.parameters())
     resized = F.interpolate(level.reduce(coarse), size=(9, 11), mode="bilinear")
     expected = level.block(torch.cat([resized, skip], dim=1))
-
-    seen = []
-
-    def resize_to(x, like):
-        resized = F.interpolate(x, size=like.shape[-2:], mode="bilinear")
-        resized.register_hook(seen.append)
-        return resized
-
-    monkeypatch.setattr(blocks, "resize_to", resize_to)
     found = level(coarse, skip)
     torch.testing.assert_close(found, expected)
-    weight = torch.randn(found.shape)
-    wanted = torch.autograd.grad((expected * weight).sum(), (coarse, skip))
-    given = torch.autograd.grad((found * weight).sum(), (coarse, skip))
+    with torch.no_grad():
+        torch.testing.assert_close(level(coarse, skip), expected)
+    weight = torch.randn(found.shape, dtype=torch.float64)
+    wanted = torch.autograd.grad((expected * weight).sum(), kept)
+    given = torch.autograd.grad((found * weight).sum(), kept)
     for one, other in zip(given, wanted, strict=True):
         torch.testing.assert_close(one, other)
-    assert [grad.is_contiguous(memory_format=layout) for grad in seen] == [True]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("block", [ConvBlock, ResidualBlock])
+def test_a_block_takes_its_input_in_parts(block, stride):
+    torch.manual_seed(0)
+    made = block(9, 12, "group", stride).double().eval()
+    parts = [torch.randn(2, channels, 7, 10, dtype=torch.float64) for channels in (2, 6, 1)]
+    found = made.second(*made.first(*parts))
+    torch.testing.assert_close(found, made(torch.cat(parts, dim=1)))
 
 
 def test_attention_gate_equals_its_equation_pixel_by_pixel():
