@@ -34,6 +34,7 @@ from tests.datasets.test_scenes import bomb
 from tests.serve.client import BOUNDARY, multipart, post
 from tests.train.test_finetune import ROOT, wait_for
 from tests.train.test_loopback import is_loopback, listeners
+from tests.tune.test_sweep_cluster import free_port
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +188,7 @@ def test_a_serve_configuration_gives_the_same_settings(checkpoint, monkeypatch):
 @contextmanager
 def service(checkpoint: Path, log: Path, *arguments: str) -> Iterator[tuple[psutil.Process, int]]:
     """The service, from the command line to SIGTERM; gives its process and its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [f"--checkpoint={checkpoint}", f"--port={port}", *arguments]
     with (
         log.open("w") as file,

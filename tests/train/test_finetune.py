@@ -167,7 +167,8 @@ def driving(
 ) -> Iterator[subprocess.Popen]:
     """A command that may have a Ray of its own; the end of the block kills them.
 
-    What it says goes to a file, because a pipe that nobody reads would stop it.
+    What it says goes to a file, because a pipe that nobody reads would stop it, and is shown where
+    the block fails.
     """
     with (
         log.open("w") as stream,
@@ -177,6 +178,9 @@ def driving(
     ):
         try:
             yield driver
+        except BaseException:
+            sys.stderr.write(log.read_text())
+            raise
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(driver.pid, signal.SIGKILL)
