@@ -19,6 +19,7 @@ from scribbleseg.config import (
     to_dict,
     to_yaml,
 )
+from scribbleseg.datasets.remote import inside
 from scribbleseg.datasets.workers import prepare_workers
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder, find_checkpoint
@@ -183,7 +184,7 @@ def carry_out(
     name, run = choose_run(
         order.config, storage, recipe=order.recipe, name=order.name, fresh=order.fresh
     )
-    place = f"{storage}/{name}"
+    place = inside(storage, name)
     if run.finished():
         sys.stdout.write(f"{place} is finished; --fresh trains anew beside it\n")
         return None

@@ -43,6 +43,7 @@ from scribbleseg.config import (
     to_dict,
 )
 from scribbleseg.datasets.pictures import list_images
+from scribbleseg.datasets.remote import inside
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import Row
@@ -183,7 +184,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = {k: v for k, v in to_dict(job).items() if k not in ("launch", "name")}
     storage = absolute(job.launch.storage)
     name = job.name or f"ablation-{recipe}-{config_hash(settings)}"
-    folder, place = RunFolder.at(storage, name), f"{storage}/{name}"
+    folder, place = RunFolder.at(storage, name), inside(storage, name)
     record = folder.read_json(PLAN)
     # One that trained nothing, because something was wrong with its data say, keeps no name.
     begun = record and any(folder.child(run).read_record() for run in record["runs"])
@@ -369,7 +370,7 @@ def plan(
         kind = encoder_settings(model)["encoder"]
         origins: dict[str, str | None] = {"scratch": None}
         if job.dino:
-            own = f"{place}/pretrain-{kind}-s{seed % job.pretrain_seeds}"
+            own = inside(place, f"pretrain-{kind}-s{seed % job.pretrain_seeds}")
             origins["DINO"] = given.get(kind, own)
         if practised:
             origins["practice"] = practised[architecture]
@@ -423,7 +424,7 @@ def train_all(runs: Sequence[Run], place: str, recipe: str, launch: LaunchConfig
 def write_results(runs: Sequence[Run], folder: RunFolder, place: str, job: AblationJob) -> None:
     """Score the last checkpoint of every fine-tuning run; write tables and page."""
     finetuning = {
-        f"{place}/{run.name}": (run, run.config)
+        inside(place, run.name): (run, run.config)
         for run in runs
         if isinstance(run.config, FinetuneConfig)
     }

@@ -146,7 +146,7 @@ def _fit(
         # The trial only waits for the workers that it starts; nothing at all is refused.
         needs = {"cpu": 0, "memory": 1e6}
     # What Tune wrote for an earlier start, it would go on writing to.
-    state = RunFolder.open(f"{plan.sweep}/{STATE}")
+    state = RunFolder.open(plan.sweep).child(STATE)
     state.filesystem.delete_dir_contents(state.path, missing_dir_ok=True)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     tuner = ray.tune.Tuner(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scribbleseg.config import FinetuneConfig
+from scribbleseg.datasets.remote import inside
 from scribbleseg.evaluate import BOOTSTRAP_SEED, METRIC_NAMES, Row, evaluate
 from scribbleseg.metrics import bootstrap_interval
 from scribbleseg.predict import load
@@ -118,7 +119,7 @@ def score(uri: str, config: FinetuneConfig) -> list[Row]:
     epoch, data = RunFolder.open(uri).last(), config.data
     split = data.split if data.fold is not None else data.val_split
     assert epoch is not None and split is not None, f"{uri} is not finished, or never validated"
-    predictor = load(f"{uri}/checkpoint_{epoch:04d}")
+    predictor = load(inside(uri, f"checkpoint_{epoch:04d}"))
     scored = evaluate(predictor, data.root, split, None, fold=data.fold, cache_dir=data.cache_dir)
     return scored.rows
 

@@ -16,6 +16,7 @@ from scribbleseg.config import (
     require,
     to_dict,
 )
+from scribbleseg.datasets.remote import inside
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
@@ -156,7 +157,7 @@ def prepare(arguments: Sequence[str]) -> Sweep:
         pretrained=pretrained,
         identity=identity,
         folder=RunFolder.at(storage, title),
-        place=f"{storage}/{title}",
+        place=inside(storage, title),
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from scribbleseg.cli import exit_status, say, scoring_command
 from scribbleseg.config import FinetuneConfig, to_dict
+from scribbleseg.datasets.remote import inside
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import Row
 from scribbleseg.loops.batches import open_data
@@ -190,7 +191,7 @@ def compare(sweep: Sweep, confirmed: Sequence[dict[str, Any]], own: int) -> list
     """
     rows: dict[int, list[list[Row]]] = {}
     for each in confirmed:
-        runs = [(f"{sweep.place}/{name}", sweep.job.config) for name in each["runs"]]
+        runs = [(inside(sweep.place, name), sweep.job.config) for name in each["runs"]]
         rows[each["trial"]] = score_all(runs, sweep.job.launch)
     return [
         each

@@ -78,6 +78,8 @@ def test_a_run_from_command_line_to_folder(tiny_data, single, capsys):
 
     assert run_here(tiny_data, storage, "a", "--train.epochs=2") == 0
     assert "is finished" in capsys.readouterr().out
+    assert run_here(tiny_data, f"file://{storage}?x=1", "a", "--train.epochs=2") == 0
+    assert f"file://{storage}/a?x=1 is finished" in capsys.readouterr().out
     assert run_here(tiny_data, storage, "a", "--train.epochs=3") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "other settings" in error

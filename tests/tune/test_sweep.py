@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray.tune
 
 from scribbleseg.cli import exit_status, run_line
 from scribbleseg.errors import InputError
@@ -19,7 +20,7 @@ from scribbleseg.sweeps import Trial, read_trials
 from tests.train.test_finetune import driving, wait_for
 from train.launch import LaunchConfig, Resources
 from tune import carrier
-from tune.request import SweepJob, plan_hardware
+from tune.request import SweepJob, plan_hardware, prepare
 from tune.spaces import SPACES
 from tune.sweep import main
 from tune.trial import FAILED
@@ -137,6 +138,33 @@ def test_a_trial_whose_repeat_can_never_succeed_is_left_out(tmp_path, monkeypatc
         assert "trial 1 is not confirmed: confirm_0001_s2: the loss" in capsys.readouterr().err
     # The second start asks for nothing again.
     assert asked == [f"confirm_000{trial}_s{seed}" for trial in (0, 1) for seed in (1, 2)]
+
+
+def test_only_what_tune_wrote_is_removed_from_a_storage_with_options(
+    tiny_data, tmp_path, monkeypatch
+):
+    storage = f"file://{tmp_path}?x=1"
+    made = prepare(["smoke", f"--data.root={tiny_data}", f"--storage={storage}", "--name=s"])
+    assert made.folder.path == RunFolder.open(made.place).path == str(tmp_path / "s")
+    for kept in ("other/run.json", "s/sweep.json", "s/tune/old"):
+        (tmp_path / kept).parent.mkdir(exist_ok=True)
+        (tmp_path / kept).write_text("{}")
+    seen = []
+
+    class Tuner:
+        def __init__(self, *_, **__):
+            pass
+
+        def fit(self):
+            seen.extend(path for path in tmp_path.rglob("*") if path.is_file())
+
+    monkeypatch.setattr(ray.tune, "Tuner", Tuner)
+    needs = Resources(cpus=1, gpus=0)
+    plan: Any = SimpleNamespace(sweep=made.place, resources=needs, launch=LaunchConfig())
+    carrier._fit(plan, ray.tune.TuneConfig(), {}, ray.tune.Callback())
+    kept = {tmp_path / "other" / "run.json", tmp_path / "s" / "sweep.json"}
+    assert set(seen) == kept == {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert not (tmp_path / "s" / "tune").exists()
 
 
 def test_a_sweep_from_command_line_to_the_best_checkpoint(tiny_data, tmp_path, capsys):
