@@ -9,7 +9,7 @@ import json
 import os
 import reprlib
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -154,31 +154,46 @@ def resolve(reference: str) -> Path:
         )
     if (folder / MANIFEST).is_file():
         return folder
-    if not (folder / BEST).is_file():
-        raise InputError(
-            f"{reference}: holds neither {MANIFEST} nor {BEST}; expected a checkpoint folder, "
-            "or a run that has saved its best checkpoint"
-        )
-    return folder / best_location(read_small(folder / BEST), str(folder / BEST))
+
+    def read(name: str) -> bytes | None:
+        path = folder / name
+        return read_small(path) if path.is_file() else None
+
+    return folder / find_best(read, reference)
 
 
-def best_location(text: str | bytes, where: str) -> str:
-    """Return where a best.json points: a path below its own folder, with forward slashes.
+def find_best(read: Callable[[str], str | bytes | None], where: str) -> str:
+    """Return where a run or sweep has its best checkpoint: a path below its folder, with slashes.
 
-    A run's names a `checkpoint`; a sweep's also names the `run` that holds it.
+    A run's best.json names a `checkpoint`; a sweep's names the `run` that holds it. A run that has
+    gone on since may have another one, so its own best.json is asked.
 
     Args:
-        text: content of best.json.
-        where: its path, for the error.
+        read: returns the content of a file below the folder, None if there is none.
+        where: the folder, for errors.
 
     Raises:
-        InputError: not a best.json, or one that points outside its folder.
+        InputError: no best.json, or one that points outside its folder.
     """
-    tree = parse_json(text, where)
-    parts = [tree[key] for key in ("run", "checkpoint") if key in tree]
-    if "checkpoint" not in tree or not all(map(is_plain_name, parts)):
-        raise InputError(f"{where}: does not name a checkpoint folder; expected 'checkpoint': NAME")
-    return "/".join(parts)
+    text, folder = read(BEST), ""
+    if text is None:
+        raise InputError(
+            f"{where}: holds neither {BEST} nor {MANIFEST}; expected a run or sweep that has saved "
+            "its best checkpoint, or a checkpoint folder"
+        )
+    tree = parse_json(text, f"{where}/{BEST}")
+    if "run" in tree:
+        folder = f"{_plain(tree, 'run', f'{where}/{BEST}')}/"
+        own = read(f"{folder}{BEST}")
+        tree = tree if own is None else parse_json(own, f"{where}/{folder}{BEST}")
+    return folder + _plain(tree, "checkpoint", f"{where}/{folder}{BEST}")
+
+
+def _plain(tree: dict[str, Any], key: str, where: str) -> str:
+    name = tree.get(key)
+    if not isinstance(name, str) or not is_plain_name(name):
+        raise InputError(f"{where}: does not name a {key} folder; expected '{key}': NAME")
+    return name
 
 
 def is_plain_name(name: object) -> bool:

@@ -40,7 +40,7 @@ from scribbleseg.errors import InputError
 from scribbleseg.manifest import (
     BEST,
     MANIFEST,
-    best_location,
+    find_best,
     is_plain_name,
     make_folder,
     parse_json,
@@ -511,13 +511,7 @@ def pull(uri: str, out: Path) -> Path:
     folder = RunFolder.open(uri)
     source = folder.path
     if not _is_file(folder.filesystem, f"{source}/{MANIFEST}"):
-        best = _read(folder.filesystem, f"{source}/{BEST}", limit=_MAX_FILE_BYTES)
-        if best is None:
-            raise InputError(
-                f"{uri}: holds neither {BEST} nor {MANIFEST}; expected a run or sweep that has "
-                "saved its best checkpoint, or a checkpoint folder"
-            )
-        source = f"{source}/{best_location(best, f'{source}/{BEST}')}"
+        source = f"{source}/{find_best(folder.read_file, uri)}"
     return _download(folder.filesystem, source, out)
 
 

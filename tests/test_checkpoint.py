@@ -31,7 +31,7 @@ from scribbleseg.checkpoint import (
 from scribbleseg.config import DataConfig, FinetuneConfig, ModelConfig, TrainConfig
 from scribbleseg.errors import InputError
 from scribbleseg.manifest import (
-    best_location,
+    find_best,
     is_plain_name,
     parse_manifest,
     resolve,
@@ -666,7 +666,7 @@ def test_resolve_takes_a_checkpoint_a_run_and_a_sweep(tmp_path: Path) -> None:
 
 def test_resolve_names_what_it_cannot_find(tmp_path: Path) -> None:
     assert "no such folder" in one_line(lambda: resolve(str(tmp_path / "none")))
-    assert "neither manifest.json nor best.json" in one_line(lambda: resolve(str(tmp_path)))
+    assert "neither best.json nor manifest.json" in one_line(lambda: resolve(str(tmp_path)))
     assert "scribbleseg pull" in one_line(lambda: resolve("s3://bucket/run"))
 
 
@@ -686,7 +686,13 @@ def test_resolve_names_what_it_cannot_find(tmp_path: Path) -> None:
 def test_a_best_json_that_points_elsewhere_is_refused(tmp_path: Path, tree: object) -> None:
     (tmp_path / "best.json").write_text(json.dumps(tree))
     assert "best.json" in one_line(lambda: resolve(str(tmp_path)))
-    assert "here" in one_line(lambda: best_location(json.dumps(tree), "here"))
+    read = {"best.json": json.dumps(tree)}.get
+    assert "here" in one_line(lambda: find_best(read, "here"))
+
+
+def test_nor_may_the_best_json_of_the_run_that_a_sweep_names() -> None:
+    read = {"best.json": '{"run": "a", "checkpoint": "b"}', "a/best.json": '{"checkpoint": ".."}'}
+    assert "here/a/best.json" in one_line(lambda: find_best(read.get, "here"))
 
 
 def test_released_checkpoints_are_found_and_listed(

@@ -502,6 +502,14 @@ def test_pull_follows_a_sweep_to_its_best_run(storage: str, tmp_path: Path) -> N
     save(trial, 4)
     sweep.write_json("best.json", {"run": "trial_0003", "checkpoint": "checkpoint_0004"})
     assert value_of(pull(f"{storage}/sweep", tmp_path / "out")) == 4
+    # The trial goes on, finds a better one and keeps no other; the sweep hears of it at its end.
+    save(trial, 9)
+    trial.write_best(9, "miou", 0.9)
+    trial.prune(1)
+    assert trial.checkpoints() == [9]
+    assert value_of(pull(f"{storage}/sweep", tmp_path / "later")) == 9
+    found = find_checkpoint(f"{storage}/sweep", tmp_path / "found")
+    assert value_of(found) == 9
 
 
 def test_pull_names_what_it_cannot_use(run: RunFolder, storage: str, tmp_path: Path) -> None:

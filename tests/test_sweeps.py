@@ -168,7 +168,7 @@ def test_a_best_outside_the_sweep_is_refused(sweep, tmp_path, run, capsys):
     )
     line = ["pull", sweep.path, "--out", str(tmp_path / "out")]
     assert exit_status(lambda: run_line(line)) == 2
-    assert "does not name a checkpoint folder" in capsys.readouterr().err
+    assert "does not name a run folder" in capsys.readouterr().err
 
 
 HEADER = "number,state,epochs,score,miou,best_epoch,seconds,reason"
