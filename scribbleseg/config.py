@@ -555,8 +555,8 @@ class FinetuneConfig:
         """Return settings for a training on other data that starts from weights of these settings.
 
         What has learnt already is only nudged, for 20 epochs, at a fifth to a quarter of the
-        learning rates of the recipes for a CPU; whatever belongs to the data and the machine of
-        then is left out.
+        learning rates of the recipes for a CPU; whatever belongs to the data of then is left out,
+        and what only that machine may be able to do.
 
         Args:
             start: The checkpoint of those weights, as `init_from` names it.
@@ -568,7 +568,15 @@ class FinetuneConfig:
             data=data,
             loss=dataclasses.replace(self.loss, supervision="mask"),
             optim=dataclasses.replace(self.optim, learning_rate=4e-4, frozen_encoder_epochs=0),
-            train=dataclasses.replace(self.train, epochs=20, validate_every=5, seed=0),
+            train=dataclasses.replace(
+                self.train,
+                epochs=20,
+                validate_every=5,
+                seed=0,
+                precision="auto",
+                compile=False,
+                save_steps=None,
+            ),
         )
 
 

@@ -309,7 +309,7 @@ def pretrain_step(
         "entropy": entropy,
         "kl": loss - entropy,
         "deviation": deviation,
-        # Where fp16 overflows, no step is taken, and the epoch's mean is of the others.
+        # Where fp16 overflows, no step is taken; in the epoch's mean it counts as 0.
         "grad_norm": grad_norm.detach().nan_to_num(nan=0.0, posinf=0.0),
     }
 

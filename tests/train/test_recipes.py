@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scribbleseg.checkpoint import write_model
-from scribbleseg.config import DataConfig, FinetuneConfig, from_dict, override, to_dict
+from scribbleseg.config import DataConfig, FinetuneConfig, TrainConfig, from_dict, override, to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.loops.state import init_state
 from scribbleseg.manifest import write_manifest
@@ -74,6 +74,9 @@ def test_a_run_stands_for_a_recipe_and_leaves_its_data_behind(tmp_path):
             "data.cache_dir": "/fast",
             "data.num_workers": 12,
             "loss.supervision": "strokes",
+            "train.precision": "fp16",
+            "train.compile": True,
+            "train.save_steps": 100,
             "init_from": "/before",
         },
     )
@@ -84,6 +87,9 @@ def test_a_run_stands_for_a_recipe_and_leaves_its_data_behind(tmp_path):
     assert config.model == trained.model and config.init_from == str(folder)
     assert config.data == DataConfig(long_side=trained.data.long_side, crop_size=64)
     assert config.loss.supervision == "mask"
+    plain = TrainConfig()
+    for own in ("precision", "compile", "save_steps"):
+        assert getattr(config.train, own) == getattr(plain, own)
 
 
 @pytest.mark.parametrize(
