@@ -216,8 +216,13 @@ def read_table(sweep: RunFolder) -> list[Trial]:
         InputError: it is not a table of trials.
     """
     content = sweep.read_file(TABLE)
+    if content is None:
+        return []
     try:
-        rows = csv.DictReader(io.StringIO((content or b"").decode()))
+        rows = csv.DictReader(io.StringIO(content.decode()))
+        missing = set(_FIGURES) - set(rows.fieldnames or ())
+        if missing:
+            raise ValueError(f"without {', '.join(sorted(missing))} in its first line")
         return [_parse(row) for row in rows]
     except (KeyError, ValueError, TypeError, RecursionError, csv.Error) as error:
         reason = " ".join(str(error).split())[:200]

@@ -177,6 +177,8 @@ HEADER = "number,state,epochs,score,miou,best_epoch,seconds,reason"
 @pytest.mark.parametrize(
     "content",
     [
+        b"",
+        HEADER[:25].encode(),
         b"\xff\xfe\x00",
         b"a,b\n1,2\n",
         f"{HEADER}\n0,finished,1,nan,,,1,\n".encode(),
@@ -188,7 +190,7 @@ HEADER = "number,state,epochs,score,miou,best_epoch,seconds,reason"
         f"{HEADER}\n0,finished,1,,,,1,{'x' * 200_000}\n".encode(),
         f"{HEADER}\n{'9' * 5000},finished,1,,,,1,\n".encode(),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_a_hostile_table_gives_one_line(sweep, content):
     sweep.write_file("trials.csv", content)

@@ -38,6 +38,8 @@ from scribbleseg.datasets.scenes import (
 from scribbleseg.errors import InputError
 
 NUM_VOC_CLASSES = 20
+# Those of 0, 1 and 2, the only values of strokes that are told apart without being explained.
+VOC_COLOURS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,8 @@ def convert(
         )
     else:
         stroke_coding = detect_strokes(stroke_counts, root)
+        if stroke_coding != StrokeCoding():
+            _require_plain_palettes(every)
     mask_coding = (
         detect_masks(mask_counts, root, keep_ignore=keep_ignore)
         if masks is None
@@ -336,6 +340,26 @@ def _count_values(
     return counts[0], counts[1]
 
 
+def _require_plain_palettes(scenes: Iterable[ScenePaths]) -> None:
+    """Raise an `InputError` where indices have colours of their own, in whatever order they are.
+
+    Grey ones, and those that VOC and others give to labels, say nothing.
+    """
+    for paths in scenes:
+        with open_picture(paths.scribbles, ("PNG",)) as picture:
+            if picture.mode != "P":
+                continue
+            labels, colours = np.array(picture), np.array(picture.convert("RGB"))
+        grey = colours == colours[..., :1]
+        if not grey.all() and not np.array_equal(colours, VOC_COLOURS[labels]):
+            raise InputError(
+                f"{paths.scribbles}: found labels {_join(label_values(labels))} in "
+                f"{describe(colours)}; expected grey ones, whose meaning is told by their values; "
+                "say --stroke-colours OBJECT BACKGROUND, as red lime, or --strokes OBJECT "
+                "BACKGROUND UNLABELLED, as 1 2 0"
+            )
+
+
 def _require_drawn(counts: Int[np.ndarray, "256"], where: Path) -> None:
     """Raise an `InputError` where nothing has been drawn in one of the colours."""
     for label, name in ((OBJECT, "first"), (BACKGROUND, "second")):
@@ -376,7 +400,7 @@ def _convert_scene(
         if path == paths.ground_truth and coded and not is_predicted(path):
             _require_object(path, recoded)
         if not np.array_equal(recoded, labels):
-            values = f"values {_join(label_values(labels))} -> {_join(label_values(recoded))}"
+            values = f"values {_describe_change(labels, recoded)}"
             change = f"{change}, {values}" if change else values
         if change:
             write_png(target / path.parent.name / path.name, recoded, palette=True)
@@ -403,6 +427,13 @@ def _describe(counts: Int[np.ndarray, "256"]) -> str:
     return f"values {', '.join(shares)}{more}"
 
 
-def _join(values: Sequence[int]) -> str:
+def _describe_change(labels: UInt8[np.ndarray, "h w"], recoded: UInt8[np.ndarray, "h w"]) -> str:
+    """Return what became of the first values: "0 -> 255, 1 -> 1, 2 -> 0"."""
+    values, first = np.unique(labels, return_index=True)
+    pairs = zip(values.tolist(), recoded.ravel()[first].tolist(), strict=True)
+    return _join([f"{old} -> {new}" for old, new in pairs])
+
+
+def _join(values: Sequence[int | str]) -> str:
     """Return the first values as words."""
     return ", ".join(str(value) for value in values[:6]) + (" ..." if len(values) > 6 else "")

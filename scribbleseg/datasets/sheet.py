@@ -29,6 +29,8 @@ def draw_tile(scene: Scene, caption: str, remark: str = "") -> Image.Image:
     tile.paste(picture, ((TILE_WIDTH - picture.width) // 2, TILE_HEIGHT - picture.height))
     pen = ImageDraw.Draw(tile)
     font = ImageFont.load_default(13)
+    # A file's name may hold any character; what cannot be printed has no place on a line.
+    caption = "".join(each if each.isprintable() else "?" for each in caption)
     pen.text((2, TILE_HEIGHT + 3), caption, fill=_INK, font=font)
     if remark:
         start = 2 + pen.textlength(caption, font=font) + 8

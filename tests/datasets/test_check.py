@@ -10,7 +10,7 @@ from PIL import Image
 
 from scribbleseg.datasets.check import check, measure, oddities
 from scribbleseg.datasets.scenes import Scene, list_scenes, read_scene
-from scribbleseg.datasets.sheet import OBJECT_COLOUR
+from scribbleseg.datasets.sheet import OBJECT_COLOUR, draw_tile
 from scribbleseg.errors import InputError
 
 
@@ -197,3 +197,10 @@ def test_the_benchmarks_shares(benchmark: Path):
         (0.006, 0.009), rel=0.2
     )
     assert all(oddities(read_scene(paths)) == [] for paths in scenes)
+
+
+def test_a_name_of_two_lines_gets_a_tile() -> None:
+    blank = np.zeros((20, 30), np.uint8)
+    scene = Scene(stem="a", image=np.zeros((20, 30, 3), np.uint8), scribbles=blank, mask=blank)
+    tiles = [draw_tile(scene, name, "wrong") for name in ("new\nline", "new?line")]
+    assert np.array_equal(*map(np.asarray, tiles))

@@ -54,6 +54,28 @@ def original(tiny_root: Path, tmp_path: Path) -> Path:
     return copy
 
 
+def test_indices_with_colours_of_their_own_are_asked_about(tiny_root: Path, tmp_path: Path) -> None:
+    """White, lime and red: an index says nothing where its colour does. VOC's colours do not."""
+
+    def paint(*palette: int) -> None:
+        for path in (tiny_root / "train" / "scribbles").iterdir():
+            picture = Image.fromarray(np.array(Image.open(path)))
+            picture.putpalette(palette)
+            picture.save(path)
+
+    recode(tiny_root / "train" / "scribbles", lookup(2, 1, 0))
+    paint(255, 255, 255, 0, 255, 0, 255, 0, 0)
+    with pytest.raises(InputError, match=r"a.png: found labels 0, 1, 2 in .*ff0000.* --stroke-col"):
+        convert(tiny_root, tmp_path / "none")
+    red, lime = 2, 1
+    told = convert(tiny_root, tmp_path / "values", strokes=(red, lime, 0))
+    assert "values 0 -> 255, 1 -> 0, 2 -> 1" in {each.action for each in told}
+    convert(tiny_root, tmp_path / "colours", stroke_colours=("red", "lime"))
+    same(tmp_path / "values", tmp_path / "colours")
+    paint(0, 0, 0, 128, 0, 0, 0, 128, 0)
+    assert convert(tiny_root, tmp_path / "voc")
+
+
 @pytest.mark.parametrize(
     ("folder", "change"),
     [
