@@ -14,8 +14,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scribbleseg.config import DataConfig, PretrainConfig, config_hash, from_dict
+from scribbleseg.config import DataConfig, PretrainConfig, config_hash, flatten, from_dict, to_dict
+from scribbleseg.datasets.remote import inside
 from scribbleseg.errors import InputError
+from scribbleseg.manifest import shown
 from scribbleseg.runs import RunFolder
 
 # Name of the file in which a command leaves its word for its workers.
@@ -84,10 +86,23 @@ def choose_run(
     record = run.read_record()
     if record is not None and not tells_of(record.get("config"), config):
         raise InputError(
-            f"{storage}/{wanted}: holds a run with other settings; choose another --name, "
-            "or --fresh to start anew beside it"
+            f"{inside(storage, wanted)}: holds a run with other settings"
+            f"{_differences(record.get('config'), config)}; choose another --name, or --fresh to "
+            "start anew beside it"
         )
     return wanted, run
+
+
+def _differences(found: Any, config: Any) -> str:
+    """Return which settings a record has otherwise, as far as it has them: " (was, now)"."""
+    before = flatten(found) if isinstance(found, dict) else {}
+    changed = [
+        f"{key} is {shown(before[key])}, here {shown(value)}"
+        for key, value in flatten(to_dict(config)).items()
+        if key in before and before[key] != value
+    ]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f" ({'; '.join(changed[:3])}{more})" if changed else ""
 
 
 def tells_of(found: Any, config: Any) -> bool:

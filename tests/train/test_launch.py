@@ -139,7 +139,7 @@ def test_the_same_settings_find_the_same_run_and_others_are_refused(tmp_path):
     assert again == name and run.finished()
     other = override(config, {"train.seed": 1})
     assert choose_run(other, storage, recipe="cpu", name=None, fresh=False)[0] != name
-    with pytest.raises(InputError, match="other settings.*--fresh"):
+    with pytest.raises(InputError, match=r"other settings \(train.seed is 0, here 1\); .*--fresh"):
         choose_run(other, storage, recipe="cpu", name=name, fresh=False)
     beside, run = choose_run(other, storage, recipe="cpu", name=name, fresh=True)
     assert beside == f"{name}--2" and not run.exists()
