@@ -94,7 +94,7 @@ def choose_run(
 
 
 def _differences(found: Any, config: Any) -> str:
-    """Return which settings a record has otherwise, as far as it has them: " (was, now)"."""
+    """Return which settings a record has otherwise, as " (KEY is 0, here 1)"; "" for none known."""
     before = flatten(found) if isinstance(found, dict) else {}
     changed = [
         f"{key} is {shown(before[key])}, here {shown(value)}"
