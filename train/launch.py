@@ -443,6 +443,9 @@ def launch_job(
             outcome: dict[str, str] = trainer.fit().return_value or {}
         except ray.train.TrainingFailedError as error:
             raise RuntimeError(_last_words(error)) from error
+        except SystemExit:
+            # So Ray answers Ctrl-C, once its workers have stopped.
+            raise KeyboardInterrupt from None
     if "input_error" in outcome:
         raise InputError(outcome["input_error"])
     if "diverged" in outcome:

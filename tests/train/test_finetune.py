@@ -137,6 +137,18 @@ def test_a_killed_run_started_again_equals_the_undisturbed_one(tiny_data, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [pytest.param(1, id="here"), pytest.param(2, id="ray")])
+def test_ctrl_c_is_one_word_and_status_130(tiny_data, tmp_path, workers):
+    settings = ("--train.epochs=1000", f"--launch.num-workers={workers}")
+    stopped, log = RunFolder.at(str(tmp_path), "stopped"), tmp_path / "log"
+    with driving(command(tiny_data, tmp_path, "stopped", *settings), log) as driver:
+        wait_for(lambda: (stopped.last() or 0) >= 1, driver)
+        os.killpg(driver.pid, signal.SIGINT)
+        assert driver.wait(timeout=120) == 130, log.read_text()
+    assert log.read_text().endswith("stopped\n") and "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
     tiny_data, tmp_path
 ):
