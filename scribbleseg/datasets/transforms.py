@@ -144,7 +144,7 @@ class TrainSamples(Dataset[dict[str, Any]]):
         scene = self.cache[self.indices[sample]]
         image, scribbles, mask = scene.image, scene.scribbles, scene.mask
         if self.supervision == "strokes":
-            mask = scene.scribbles
+            mask = None
         elif mask is not None:
             simulated = draws.random() < self.strokes.simulate_probability
             if draws.random() < self.augment.paste_probability:
@@ -157,7 +157,8 @@ class TrainSamples(Dataset[dict[str, Any]]):
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "strokes": torch.from_numpy(encoded),
-            "mask": torch.from_numpy(mask),
+            # Strokes as targets are those that the network sees: none is lost by scaling down.
+            "mask": torch.from_numpy(scribbles if mask is None else mask),
             "stem": scene.stem,
         }
 
