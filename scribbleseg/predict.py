@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from scribbleseg.checkpoint import list_broken, read_model, transfer
 from scribbleseg.config import FinetuneConfig, Looker, StrokesConfig, require
-from scribbleseg.datasets.files import IMAGE_SUFFIXES, is_turned_file
+from scribbleseg.datasets.files import IMAGE_SUFFIXES, File, is_turned_file
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
     UNLABELLED,
@@ -43,6 +43,16 @@ from scribbleseg.runs import find_checkpoint
 from scribbleseg.scribbles.encode import OBJECT
 
 logger = logging.getLogger(__name__)
+
+# What is told of files whose masks are likely not what is wanted; {} is their number.
+COVERED = (
+    "strokes cover more than half of the photograph, as in {} file(s); unlabelled is 255, "
+    "background strokes are 0: `scribbleseg data convert --strokes` recodes them"
+)
+TURNED = (
+    "viewers turn this photograph (EXIF), as they do {} file(s); strokes are taken to lie as its "
+    "pixels are stored, and so do the masks: store photographs upright before strokes are drawn"
+)
 
 # The coarsest stride of the deepest network (model.depth 6): divisible by every level's stride.
 STRIDE = 32
@@ -526,33 +536,15 @@ def predict_folder(
     written = {out.resolve(), (out / "probabilities").resolve()}
     if written & {images.resolve(), scribbles.resolve()}:
         raise InputError(f"{out}: the masks would replace what is read; give another folder as out")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: found a file, expected a folder for the masks")
-    _require_own(out, scenes)
-    if probabilities:
-        _require_own(out / "probabilities", scenes)
-    covered = [
-        paths.scribbles
-        for paths in scenes
-        if np.count_nonzero((drawn := read_scene(paths).scribbles) != UNLABELLED) > drawn.size / 2
-    ]
-    if covered:
-        logger.warning(
-            "warning: %s: strokes cover more than half of the photograph, as in %d file(s); "
-            "unlabelled is 255, background strokes are 0: `scribbleseg data convert --strokes` "
-            "recodes them",
-            covered[0],
-            len(covered),
-        )
-    turned = [paths.image for paths in scenes if is_turned_file(paths.image)]
-    if turned:
-        logger.warning(
-            "warning: %s: viewers turn this photograph (EXIF), as they do %d file(s); strokes are "
-            "taken to lie as its pixels are stored, and so do the masks: store photographs upright "
-            "before strokes are drawn",
-            turned[0],
-            len(turned),
-        )
+    for folder in (out, out / "probabilities") if probabilities else (out,):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(
+                f"{folder}: found a file, expected a folder for what is predicted; rename or "
+                "remove it, or give another folder as out"
+            )
+        _require_own(folder, scenes)
+    warn_of(COVERED, [each.scribbles for each in scenes if is_covered(read_scene(each).scribbles)])
+    warn_of(TURNED, [each.image for each in scenes if is_turned_file(each.image)])
     told = partial(
         answer,
         predictor,
@@ -563,9 +555,25 @@ def predict_folder(
     return _write_masks(told, scenes, out)
 
 
+def is_covered(scribbles: UInt8[np.ndarray, "h w"]) -> bool:
+    """Return whether strokes cover more than half of a photograph, as nobody's do."""
+    return bool(np.count_nonzero(scribbles != UNLABELLED) > scribbles.size / 2)
+
+
+def warn_of(doubt: str, files: Sequence[File | str]) -> None:
+    """Tell of files whose masks are likely not what is wanted: the first, and how many there are.
+
+    Args:
+        doubt: `COVERED` or `TURNED`.
+        files: The files; none: nothing is told.
+    """
+    if files:
+        logger.warning("warning: %s: %s", files[0], doubt.format(len(files)))
+
+
 def _require_own(out: Path, scenes: list[ScenePaths]) -> None:
     """Raise an `InputError` where masks would be replaced that may be the work of a hand."""
-    there = [path for scene in scenes if (path := out / f"{scene.stem}.png").is_file()]
+    there = [path for scene in scenes if (path := out / f"{scene.stem}.png").exists()]
     others = [path for path in there if not is_predicted(path)]
     if others:
         raise InputError(

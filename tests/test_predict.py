@@ -467,6 +467,22 @@ def test_a_place_that_cannot_be_written_is_one_line(predictor: Predictor, folder
         list(predict_folder(predictor, images, scribbles, out / "below"))
 
 
+@pytest.mark.parametrize("name", ["probabilities", "s.png", "probabilities/s.png"])
+def test_what_stands_in_the_way_is_told_before_anything_is_written(
+    predictor: Predictor, folders, name: str
+):
+    images, scribbles, out = folders
+    blocked = out / name.replace("s.png", f"{min(images.iterdir()).stem}.png")
+    blocked.parent.mkdir(parents=True)
+    if blocked.suffix:
+        blocked.mkdir()
+    else:
+        blocked.touch()
+    with pytest.raises(InputError, match="give another folder as out"):
+        predict_folder(predictor, images, scribbles, out, probabilities=True)
+    assert not list(out.glob("*.png")) or blocked.parent == out
+
+
 @pytest.mark.parametrize("notes_kept", [False, True])
 def test_masks_of_a_hand_are_not_replaced_and_its_own_are(
     predictor: Predictor, folders, notes_kept: bool

@@ -1,7 +1,7 @@
 """Masks for a part of many photographs: what one worker of `train.predict` does."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,11 +12,11 @@ import pyarrow as pa
 import torch
 from pyarrow.fs import FileSystem, FileType
 
-from scribbleseg.datasets.files import FileBytes, reason, require_pixels
+from scribbleseg.datasets.files import FileBytes, is_turned_file, reason, require_pixels
 from scribbleseg.datasets.scenes import Scene, read_drawn
 from scribbleseg.device import pick_device, prepare_cpu
 from scribbleseg.errors import InputError
-from scribbleseg.predict import Predictor, answer
+from scribbleseg.predict import COVERED, TURNED, Predictor, answer, is_covered
 from scribbleseg.runs import RunFolder, open_storage
 from train.places import require_mark
 
@@ -50,6 +50,19 @@ class Failure(NamedTuple):
     """Why, on one line."""
 
 
+class Doubt(NamedTuple):
+    """A photograph that has its mask, which is likely not what is wanted."""
+
+    file: str
+    """The file that is to blame, with its folder."""
+    reason: str
+    """`predict.COVERED` or `predict.TURNED`."""
+
+
+Outcome = Failure | Doubt | None
+"""What became of a photograph; None: its mask is there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Folders:
     """What is read and written, each a local path or URI; picklable, opened where it is used."""
@@ -66,8 +79,8 @@ class Folders:
         """The folder of the masks, whose files appear whole or not at all."""
         return RunFolder.open(self.out)
 
-    def read(self, drawn: Drawn, max_pixels: int) -> Scene:
-        """Read and decode a photograph and its strokes.
+    def read(self, drawn: Drawn, max_pixels: int) -> tuple[Scene, Doubt | None]:
+        """Read and decode a photograph and its strokes; say what makes its mask doubtful.
 
         Raises:
             InputError: a file is missing, breaks the data contract, or has too many pixels.
@@ -76,7 +89,10 @@ class Folders:
         scribbles = _fetch(self._places[1], self.scribbles, drawn.scribbles)
         for file in (image, scribbles):
             require_pixels(file, max_pixels)
-        return read_drawn(drawn.stem, image, scribbles)
+        scene = read_drawn(drawn.stem, image, scribbles)
+        if is_covered(scene.scribbles):
+            return scene, Doubt(scribbles.name, COVERED)
+        return scene, Doubt(image.name, TURNED) if is_turned_file(image) else None
 
     def is_done(self, stem: str, probabilities: bool) -> bool:
         """Return whether what is wanted of a photograph has been written, whole."""
@@ -132,21 +148,22 @@ class MaskMaker:
         self.folders = folders
         self.wishes = wishes
 
-    def make(self, batch: Iterable[Drawn]) -> Iterator[Failure | None]:
-        """Write one mask after the other; yield None for each that is there, or why it is not.
+    def make(self, batch: Iterable[Drawn]) -> Iterator[Outcome]:
+        """Write one mask after the other; yield what became of each.
 
         Raises:
             OSError: a mask cannot be written.
             RuntimeError: a GPU failed.
         """
-        for drawn, scene in _ahead(self._read, batch, SCENES_AHEAD):
-            if isinstance(scene, Failure):
-                yield scene
+        for drawn, found in _ahead(self._read, batch, SCENES_AHEAD):
+            if found is None or isinstance(found, Failure):
+                yield found
                 continue
-            yield None if scene is None else self._make_one(drawn, scene)
+            scene, doubt = found
+            yield self._make_one(drawn, scene) or doubt
 
-    def _read(self, drawn: Drawn) -> Scene | Failure | None:
-        """Return the scene; why there is none; or None where its mask was made before.
+    def _read(self, drawn: Drawn) -> tuple[Scene, Doubt | None] | Failure | None:
+        """Return what is read; why there is nothing; or None where the mask was made before.
 
         That is asked here too, because a worker whose node was lost has written a part of its work.
         """
@@ -221,26 +238,34 @@ class MaskActor:
         self.maker = MaskMaker(ray.get(held[0]), folders, wishes, cpus=cpus, gpus=gpus)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Make the masks of a table's rows; return what became of each: stem, file and reason.
+        """Make the masks of a table's rows; return what became of each: see `outcome_of`.
 
-        The latter two are those of its `Failure`, or empty. Where masks cannot be written at all,
+        Where masks cannot be written at all,
         that is a single row without a stem: Ray would try again what it sees raised. If that is
         because the folder is another one here, it is without a file as well.
         """
         drawn = [Drawn(**row) for row in batch.to_pylist()]
         try:
             require_mark(self.maker.folders.target, self.mark)
-            failures = [failure or Failure("", "") for failure in self.maker.make(drawn)]
+            outcomes = list(self.maker.make(drawn))
         except OSError as error:
             return _outcomes([""], [Failure(self.maker.folders.out, reason(error))])
         except InputError as error:
             return _outcomes([""], [Failure("", str(error))])
-        return _outcomes([each.stem for each in drawn], failures)
+        return _outcomes([each.stem for each in drawn], outcomes)
 
 
-def _outcomes(stems: Sequence[str], failures: Sequence[Failure]) -> pa.Table:
-    files, reasons = zip(*failures, strict=True)
-    return pa.table({"stem": stems, "file": files, "reason": reasons})
+def _outcomes(stems: Sequence[str], outcomes: Sequence[Outcome]) -> pa.Table:
+    files, reasons = zip(*((each or ("", "")) for each in outcomes), strict=True)
+    doubtful = [isinstance(each, Doubt) for each in outcomes]
+    return pa.table({"stem": stems, "file": files, "reason": reasons, "doubtful": doubtful})
+
+
+def outcome_of(row: Mapping[str, Any]) -> Outcome:
+    """Return what a row of `MaskActor`'s says of its stem."""
+    if not row["file"]:
+        return None
+    return (Doubt if row["doubtful"] else Failure)(row["file"], row["reason"])
 
 
 def _ahead(

@@ -24,7 +24,7 @@ from scribbleseg.cli import exit_status, say
 from scribbleseg.config import Looker, parse_arguments, require, to_dict
 from scribbleseg.datasets.files import MAX_MEGAPIXELS
 from scribbleseg.errors import InputError
-from scribbleseg.predict import Predictor, load_as_asked
+from scribbleseg.predict import COVERED, TURNED, Predictor, load_as_asked, warn_of
 from train.launch import (
     ClusterConfig,
     Resources,
@@ -34,7 +34,18 @@ from train.launch import (
     this_machine,
     wait_for_room,
 )
-from train.masks import SCENES_AHEAD, Drawn, Failure, Folders, MaskActor, MaskMaker, Wishes
+from train.masks import (
+    SCENES_AHEAD,
+    Doubt,
+    Drawn,
+    Failure,
+    Folders,
+    MaskActor,
+    MaskMaker,
+    Outcome,
+    Wishes,
+    outcome_of,
+)
 from train.places import absolute, marked
 from train.worklist import FAILED, list_work, require_same_masks, write_failures
 
@@ -116,13 +127,16 @@ def main(arguments: Sequence[str]) -> None:
     require_same_masks(folders, _record(predictor, job), work)
     total = len(work.drawn) + work.num_done + len(work.failures)
     say(f"{job.images}: {total} photograph(s), {work.num_done} with a mask already")
-    failures = list(work.failures)
+    told: list[Failure | Doubt] = []
     if work.drawn:
         outcomes = predict_here(predictor, job, work.drawn)
         if not job.launch.is_alone:
             outcomes = predict_on_ray(predictor, job, work.drawn)
-        failures += list(_watch(outcomes, len(work.drawn)))
+        told = list(_watch(outcomes, len(work.drawn)))
+    failures = [*work.failures, *(each for each in told if isinstance(each, Failure))]
     write_failures(target, failures)
+    for doubt in (COVERED, TURNED):
+        warn_of(doubt, [each.file for each in told if each.reason == doubt])
     say(f"{job.out}: {total - len(failures)} mask(s)")
     if failures:
         first = failures[0]
@@ -135,19 +149,19 @@ def main(arguments: Sequence[str]) -> None:
 
 def predict_here(
     predictor: Predictor, job: PredictJob, drawn: Sequence[Drawn]
-) -> Iterator[Sequence[Failure | None]]:
+) -> Iterator[Sequence[Outcome]]:
     """Make the masks in this process; see `predict_on_ray`."""
     cpus, gpus = this_machine()
     resources = plan_resources(job.launch, [(cpus, gpus)], can_grow=False)
     maker = _maker(predictor, job, resources)
-    for failure in maker.make(drawn):
-        yield [failure]
+    for outcome in maker.make(drawn):
+        yield [outcome]
 
 
 def predict_on_ray(
     predictor: Predictor, job: PredictJob, drawn: Sequence[Drawn]
-) -> Iterator[Sequence[Failure | None]]:
-    """Make the masks on Ray; yield the failure, or None, of each photograph, in any order.
+) -> Iterator[Sequence[Outcome]]:
+    """Make the masks on Ray; yield what became of each photograph, in any order.
 
     Raises:
         InputError: the workers can never be placed, or have another folder of masks.
@@ -178,7 +192,7 @@ def predict_on_ray(
                     raise OSError(f"{first['file']}: {first['reason']}")
                 for row in rows:
                     left.pop(row["stem"], None)
-                yield [Failure(row["file"], row["reason"]) if row["file"] else None for row in rows]
+                yield [outcome_of(row) for row in rows]
             if not left:
                 return
     why = f"its worker was lost {launch.max_failures + 1} times; is it too large for its memory?"
@@ -237,8 +251,8 @@ def _maker(predictor: Predictor, job: PredictJob, resources: Resources) -> MaskM
     return MaskMaker(predictor, job.folders, job.wishes, cpus=resources.cpus, gpus=resources.gpus)
 
 
-def _watch(outcomes: Iterable[Sequence[Failure | None]], total: int) -> Iterator[Failure]:
-    """Show how far the work is, and yield the failures.
+def _watch(outcomes: Iterable[Sequence[Outcome]], total: int) -> Iterator[Failure | Doubt]:
+    """Show how far the work is, and yield what there is to be told of.
 
     On a terminal as a bar; elsewhere a line now and then, for whoever reads the log.
     """
@@ -249,7 +263,7 @@ def _watch(outcomes: Iterable[Sequence[Failure | None]], total: int) -> Iterator
         for part in outcomes:
             done += len(part)
             bar.update(len(part))
-            yield from (failure for failure in part if failure is not None)
+            yield from (outcome for outcome in part if outcome is not None)
             now = time.monotonic()
             if not at_first:
                 # What came before is the workers' start, which says nothing of their pace.

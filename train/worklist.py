@@ -126,7 +126,13 @@ def require_same_masks(folders: Folders, record: Mapping[str, Any], work: Work) 
             f"{folders.out}: holds masks that were made otherwise ({differ} differ); {remedy}"
         )
     if found is None:
-        folders.target.write_json(RECORD, record)
+        try:
+            folders.target.write_json(RECORD, record)
+        except OSError as error:
+            raise InputError(
+                f"{folders.out}: {reason(error)[:300]}; expected a folder or bucket that can be "
+                "written: give another --out"
+            ) from None
 
 
 def write_failures(target: RunFolder, failures: Sequence[Failure]) -> None:

@@ -109,8 +109,8 @@ def require_pixels(path: File, most: int) -> None:
             width, height = picture.size
             found = f"{width}x{height} pixels"
             too_many = width * height > most
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        found, too_many = reason(error), True
+    except Image.DecompressionBombError:
+        found, too_many = f"more than {MAX_MEGAPIXELS} megapixels", True
     except DECODE_ERRORS:
         return
     if too_many:
@@ -148,13 +148,13 @@ def is_turned(picture: Image.Image) -> bool:
         return False
 
 
-def is_turned_file(path: Path) -> bool:
+def is_turned_file(path: File) -> bool:
     """Return whether viewers show a photograph otherwise than its pixels are stored.
 
     Its strokes and mask must lie as the pixels do: nothing here turns them.
     """
     try:
-        with Image.open(path) as picture:
+        with path.open("rb") as file, Image.open(file) as picture:
             return is_turned(picture)
     except DECODE_ERRORS:
         # Nor do viewers know how to turn it.

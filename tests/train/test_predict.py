@@ -81,7 +81,8 @@ def test_masks_made_here_are_the_plain_loops_and_are_not_made_twice(
 
 
 def test_ray_makes_the_same_masks_on_an_object_store(checkpoint, split, object_store, tmp_path):
-    """Two workers, from and to S3, with a broken file among the others."""
+    """Two workers, from and to S3, with a broken file and doubtful ones among the others."""
+    _, turned = doubtful(split)
     expected = plain(checkpoint, split, tmp_path / "plain")
     victim = next((split / "images").iterdir())
     victim.write_bytes(victim.read_bytes()[:200])
@@ -92,6 +93,8 @@ def test_ray_makes_the_same_masks_on_an_object_store(checkpoint, split, object_s
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr, done.stderr
     assert "1 of 14 photograph(s) got no mask" in done.stderr
+    assert f"{uri}/split/images/{turned.name}: viewers turn" in done.stderr
+    assert "cover more than half of the photograph, as in 1 file(s)" in done.stderr
     pyarrow.fs.copy_files(f"{path}/out", str(tmp_path / "out"), source_filesystem=filesystem)
     del expected[f"{victim.stem}.png"], expected[f"probabilities/{victim.stem}.png"]
     assert written(tmp_path / "out") == expected
@@ -160,6 +163,9 @@ def test_what_would_mix_or_replace_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=r"file name caf\\xe9.png, which is not UTF-8; rename it"):
         main(arguments(checkpoint, latin, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/out: not a directory; .*give another --out"):
+        main(arguments(checkpoint, split, tmp_path / "file" / "out"))
     main(arguments(checkpoint, split, tmp_path / "out"))
     with pytest.raises(InputError, match=r"made otherwise \(predict differ"):
         main(arguments(checkpoint, split, tmp_path / "out", "--flip=True"))
@@ -167,6 +173,29 @@ def test_what_would_mix_or_replace_is_refused_before_anything_is_written(
     for more in ((), ("--probabilities",)):
         with pytest.raises(InputError, match="holds 14 mask"):
             main(arguments(checkpoint, split, tmp_path / "out", *more))
+
+
+def doubtful(split: Path) -> tuple[Path, Path]:
+    """Make strokes of one photograph cover it, and turn another; return strokes and photograph."""
+    covered, turned = min((split / "scribbles").iterdir()), max((split / "images").iterdir())
+    with Image.open(covered) as picture:
+        Image.new("L", picture.size, 0).save(covered)
+    with Image.open(turned) as picture:
+        picture.load()
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(turned, exif=exif)
+    return covered, turned
+
+
+def test_masks_that_are_likely_wrong_are_told_of(checkpoint, split, tmp_path, caplog):
+    covered, turned = doubtful(split)
+    with caplog.at_level("INFO", logger="scribbleseg"):
+        main(arguments(checkpoint, split, tmp_path / "out"))
+    first, second = (each.getMessage() for each in caplog.records)
+    assert first.startswith(f"warning: {covered}: strokes cover more than half")
+    assert second.startswith(f"warning: {turned}: viewers turn") and "1 file(s)" in second
+    assert len(written(tmp_path / "out")) == 14 and not (tmp_path / "out" / "failed.csv").exists()
 
 
 def test_a_gpu_that_fails_is_not_blamed_on_the_photographs(
