@@ -5,6 +5,7 @@ Every command is a dataclass (its fields are the options, their docstrings the h
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,6 +297,8 @@ def run_line(arguments: Sequence[str]) -> None:
 
 def exit_status(command: Callable[[], None]) -> int:
     """Run a command; turn what went wrong into one line and an exit status."""
+    # Pillow's warning of pictures of half the size that it refuses, which cameras take.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     try:
         with narrated(_tell):
             command()

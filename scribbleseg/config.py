@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -928,13 +929,24 @@ def parse_arguments(
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
-            found = tyro.cli(kind, args=list(arguments), prog=prog, config=markers, **given)
+            found = tyro.cli(
+                kind, args=[_at_home(a) for a in arguments], prog=prog, config=markers, **given
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(_unbox(boxed.getvalue())) from None
     _require_finite(found)
     return found
+
+
+def _at_home(argument: str) -> str:
+    """Return an argument with its ~ spelt out, which shells leave alone in --out=~/masks."""
+    start, value = "", argument
+    if argument.startswith("--"):
+        option, equals, value = argument.partition("=")
+        start = option + equals
+    return start + os.path.expanduser(value)
 
 
 def _require_finite(settings: Any, section: str = "") -> None:

@@ -4,6 +4,7 @@ Nothing here knows what a tensor is: `scribbleseg status` and `pull` do without 
 importing torch takes. What a checkpoint holds is in `scribbleseg.checkpoint`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -225,15 +226,23 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all: under a temporary name, then renamed.
 
     Raises:
+        InputError: a folder is where the file has to go.
         OSError: it cannot be written; nothing is left behind and an older file stays.
     """
+    if path.is_dir():
+        raise InputError(
+            f"{path}: found a folder where a file has to go; rename or remove it, or give another "
+            "place for what is written"
+        )
     partial = partial_path(path)
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        # A full disk names no file by itself, and nobody knows the temporary name.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def make_folder(folder: Path, *, asked: Path | None = None) -> None:
@@ -287,7 +296,7 @@ def to_json(tree: Mapping[str, Any], *, indent: int | None = 2) -> bytes:
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-    """Return the object that a JSON text holds.
+    """Return the object that a JSON text of scribbleseg's writing holds.
 
     Args:
         text: the JSON.
@@ -299,9 +308,14 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not readable as JSON ({one_line(error)})") from None
+        raise InputError(
+            f"{where}: not readable as JSON ({one_line(error)}); it was written whole, and changed "
+            "since: restore it from a copy"
+        ) from None
     if not isinstance(tree, dict):
-        raise InputError(f"{where}: holds {type(tree).__name__}, expected a JSON object")
+        raise InputError(
+            f"{where}: holds {type(tree).__name__}, expected a JSON object; restore it from a copy"
+        )
     return cast(dict[str, Any], tree)
 
 

@@ -1,5 +1,6 @@
 """Checkpoint folders: what is written comes back, and what is hostile ends in one line."""
 
+import errno
 import hashlib
 import json
 import os
@@ -246,6 +247,15 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
         write_bytes(tmp_path / "a.json", b"x" * 5000)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_bytes() == b"old"
+
+
+def test_a_write_that_fails_names_the_file_and_a_folder_in_its_place(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"a\.json'$") as failed, disk_full_after(4096):
+        write_bytes(tmp_path / "a.json", b"x" * 5000)
+    assert failed.value.errno == errno.EFBIG
+    (tmp_path / "b.json").mkdir()
+    assert "found a folder" in one_line(lambda: write_bytes(tmp_path / "b.json", b"x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
 
 
 # Hostile files: the manifest agrees with all of them.

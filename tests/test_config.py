@@ -110,6 +110,12 @@ def test_a_value_that_looks_like_an_option_is_none(tmp_path):
         override(FinetuneConfig(), {"data.extra": ["-h"]})
 
 
+@pytest.mark.parametrize("words", [["--data.root=~/d=1"], ["--data.root", "~/d=1"]])
+def test_the_home_folder_is_spelt_out(words, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert parse_arguments(FinetuneConfig, words, prog="p").data.root == "/home/ann/d=1"
+
+
 def test_the_hash_follows_every_setting():
     config = FinetuneConfig()
     assert config_hash(config) == config_hash(FinetuneConfig())

@@ -46,6 +46,12 @@ def split(
     if holdout:
         generator = np.random.default_rng(seed)
         lists["train.txt"], lists["val.txt"] = hold_out(stems, holdout, generator)
+    for stem in stems:
+        if stem.splitlines() != [stem]:
+            raise InputError(
+                f"{root}: the file name {stem!r} of split {name} holds a line break, and lists "
+                "have one name per line; rename its files"
+            )
     with new_folder(out) as folder:
         for file, listed in lists.items():
             (folder / file).write_text("".join(f"{stem}\n" for stem in listed))

@@ -73,7 +73,7 @@ def _averaged(model: nn.Module) -> tuple[Tensor, ...]:
 
 
 def make_optimizer(model: SegmentationModel, config: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW (arXiv 1711.05101) that decays kernels but not biases and normalisation.
+    """Return AdamW (arXiv 1711.05101) that spares biases and normalisation from decay.
 
     Each group carries a "scale", by which its learning rate is multiplied: the encoder has its own.
     """
@@ -90,7 +90,11 @@ def make_optimizer(model: SegmentationModel, config: OptimConfig) -> torch.optim
 def decay_groups(
     parameters: Iterable[nn.Parameter], weight_decay: float, *, scale: float
 ) -> list[dict[str, Any]]:
-    """Return two groups for an optimiser: kernels, which decay, and vectors, which do not."""
+    """Return two groups for an optimiser: vectors do not decay, all else does.
+
+    That is kernels, and the few other tensors of more dimensions: a ViT's positions and class
+    token, and the scales of stroke matching.
+    """
     kept = [parameter for parameter in parameters if parameter.requires_grad]
     return [
         {"params": [p for p in kept if p.ndim > 1], "weight_decay": weight_decay, "scale": scale},

@@ -72,6 +72,14 @@ def test_a_seed_below_0_is_refused(tiny_root: Path, tmp_path: Path):
         split(tiny_root, "train", 3, tmp_path / "lists", holdout=0.3, seed=-1)
 
 
+def test_a_name_that_a_list_cannot_hold_is_refused(tiny_root: Path, tmp_path: Path):
+    for path in (tiny_root / "train").glob("*/a.*"):
+        path.rename(path.with_name(f"a\nb{path.suffix}"))
+    with pytest.raises(InputError, match=r"file name 'a\\nb' of split train holds a line break"):
+        split(tiny_root, "train", 2, tmp_path / "lists")
+    assert not (tmp_path / "lists").exists()
+
+
 def test_fewer_than_two_folds_are_refused(tiny_root: Path, tmp_path: Path):
     with pytest.raises(InputError, match="folds is 0; expected 2 or more"):
         split(tiny_root, "train", 0, tmp_path / "lists")
