@@ -33,6 +33,7 @@ from scribbleseg.datasets.scenes import (
     list_scenes,
     list_splits,
     require_same_size,
+    shows_black_on_white,
     write_png,
 )
 from scribbleseg.errors import InputError
@@ -155,11 +156,11 @@ def convert(
         stroke_coding = detect_strokes(stroke_counts, root)
         if stroke_coding != StrokeCoding():
             _require_plain_palettes(every)
-    mask_coding = (
-        detect_masks(mask_counts, root, keep_ignore=keep_ignore)
-        if masks is None
-        else MaskCoding(lowest=masks[0], highest=masks[1], keep_ignore=keep_ignore)
-    )
+    if masks is None:
+        mask_coding = detect_masks(mask_counts, root, keep_ignore=keep_ignore)
+        _require_white_objects(every)
+    else:
+        mask_coding = MaskCoding(lowest=masks[0], highest=masks[1], keep_ignore=keep_ignore)
     done: list[Conversion] = []
     with new_folder(out) as folder:
         for split in scenes:
@@ -360,6 +361,17 @@ def _require_plain_palettes(scenes: Iterable[ScenePaths]) -> None:
             )
 
 
+def _require_white_objects(scenes: Iterable[ScenePaths]) -> None:
+    """Raise an `InputError` where a mask's palette shows what would be its object in black."""
+    for paths in scenes:
+        if paths.ground_truth is not None and shows_black_on_white(paths.ground_truth):
+            raise InputError(
+                f"{paths.ground_truth}: found a palette that shows 1 in black and 0 in white; "
+                "where white is the object, save masks as grey 0 and 255; where black is, say "
+                "--masks 1 1"
+            )
+
+
 def _require_drawn(counts: Int[np.ndarray, "256"], where: Path) -> None:
     """Raise an `InputError` where nothing has been drawn in one of the colours."""
     for label, name in ((OBJECT, "first"), (BACKGROUND, "second")):
@@ -399,6 +411,8 @@ def _convert_scene(
         coded = mask_coding.lowest == OBJECT == mask_coding.highest
         if path == paths.ground_truth and coded and not is_predicted(path):
             _require_object(path, recoded)
+        if path == paths.ground_truth and shows_black_on_white(path):
+            change = "black and white -> a palette of labels"
         if not np.array_equal(recoded, labels):
             values = f"values {_describe_change(labels, recoded)}"
             change = f"{change}, {values}" if change else values

@@ -207,13 +207,40 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
     Raises:
         InputError: unreadable, more than one distinct channel, values other than 0, 1 and 255, or
             255 without any 1, which is the 0/255 coding: there 255 means object. (A mask that
-            scribbleseg predicted is not coded so: there was no object that it was sure of.)
+            scribbleseg predicted is not coded so: there was no object that it was sure of.) Or its
+            palette shows the object in black on white.
     """
     mask = _read_labels(path)
+    if shows_black_on_white(path):
+        raise InputError(
+            f"{path}: found a palette that shows 1, the object, in black, and 0 in white; expected "
+            "what is shown and what is stored to agree: where white is the object, save masks as "
+            "grey 0 and 255; where black is, `scribbleseg data convert --masks 1 1`"
+        )
     values = _require_contract_values(path, mask, "0 background, 1 object, 255 ignore")
     if UNLABELLED in values and OBJECT not in values and not is_predicted(path):
         raise _unfit(path, f"values {_join(values)}", "object pixels coded 1 (255 means ignore)")
     return mask
+
+
+def shows_black_on_white(path: File) -> bool:
+    """Return whether an indexed PNG shows its 1 in black and its 0 in white.
+
+    Programs that reduce a black-and-white mask to two colours number the more frequent one first,
+    and that is the background whatever its colour: such indices say nothing about the object.
+    """
+    with path.open("rb") as file, Image.open(file, formats=("PNG",)) as picture:
+        # Known from the header: other masks are not decoded once more.
+        if picture.mode != "P":
+            return False
+        colours = np.array(picture.getpalette("RGB") or [], int).reshape(-1, 3)[:2]
+        used = np.bincount(np.array(picture).ravel(), minlength=2)
+    dark, light = 64, 192
+    return (
+        len(colours) == 2
+        and bool(used[BACKGROUND] and used[OBJECT])
+        and bool(colours[OBJECT].max() < dark and colours[BACKGROUND].min() >= light)
+    )
 
 
 def read_scene(paths: ScenePaths) -> Scene:

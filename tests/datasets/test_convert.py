@@ -10,7 +10,7 @@ from PIL import Image
 
 from scribbleseg.datasets.check import check
 from scribbleseg.datasets.convert import convert
-from scribbleseg.datasets.scenes import encode_png, list_scenes, read_scene
+from scribbleseg.datasets.scenes import encode_png, list_scenes, read_mask, read_scene
 from scribbleseg.errors import InputError
 
 
@@ -156,6 +156,26 @@ def test_masks_of_two_codings_in_one_folder_are_not_mended_by_half(tiny_root: Pa
     convert(tiny_root, tmp_path / "out", masks=(1, 255))
     mended = np.array(Image.open(tmp_path / "out" / "train" / "ground_truth" / "a.png"))
     assert set(np.unique(mended)) == {0, 1}
+
+
+def test_masks_reduced_to_two_colours_are_asked_about(tiny_root: Path, tmp_path: Path):
+    """Pillow numbers the frequent colour first, whichever it is: here white is background."""
+    masks = sorted((tiny_root / "train" / "ground_truth").iterdir())
+    for path in masks:
+        object_white = Image.fromarray((np.array(Image.open(path)) == 1).astype(np.uint8) * 255)
+        object_white.quantize(2).save(path)
+    with pytest.raises(InputError, match=r"1, the object, in black.*--masks 1 1"):
+        read_mask(masks[0])
+    with pytest.raises(InputError, match=r"save masks as grey 0 and 255; .*--masks 1 1"):
+        convert(tiny_root, tmp_path / "out")
+    indices = np.array(Image.open(masks[0]))
+    assert set(np.unique(indices)) == {0, 1}
+    done = convert(tiny_root, tmp_path / "out", masks=(1, 1))
+    assert [d.action for d in done if d.path == masks[0]] == [
+        "black and white -> a palette of labels"
+    ]
+    found = read_mask(tmp_path / "out" / "train" / "ground_truth" / masks[0].name)
+    np.testing.assert_array_equal(found, indices)
 
 
 def test_a_predicted_mask_that_is_sure_of_no_object_stays_as_it_is(tiny_root: Path, tmp_path: Path):
