@@ -47,12 +47,13 @@ def require(condition: bool, key: str, value: object, expected: str) -> None:
         raise InputError(f"{key} is {value!r}; expected {expected}")
 
 
-def require_shares(batch_size: int, world_size: int, num_parts: int) -> None:
-    """Raise an `InputError` unless every part of every rank's share of a batch gets an image."""
-    if batch_size < world_size * num_parts:
+def require_shares(batch_size: int, world_size: int, num_parts: int, *, least: int = 1) -> None:
+    """Raise an `InputError` unless every part of every rank's share of a batch gets its images."""
+    needed = least * world_size * num_parts
+    if batch_size < needed:
         raise InputError(
-            f"train.batch_size is {batch_size}; expected at least {world_size * num_parts}, the "
-            "number of workers times train.accumulate"
+            f"train.batch_size is {batch_size}; expected at least {needed}, the number of workers "
+            f"times train.accumulate{f', {least} images for each' if least > 1 else ''}"
         )
 
 
@@ -379,7 +380,8 @@ class TrainConfig:
     """Images per optimiser step over all workers together (1 or more)."""
     accumulate: int = 1
     """Parts that each worker cuts its share of a batch into, one after the other, to fit its memory
-    (1 or more).
+    (1 or more). Batch normalisation and DINO's head go by the images of a part: more parts, another
+    result.
     """
     seed: int = 0
     """Seed of the weights, the order of samples, the augmentation and the simulated strokes."""
@@ -535,9 +537,7 @@ class FinetuneConfig:
             f"a multiple of {stride}, the coarsest stride at {decides}",
         )
         require(
-            self.data.crop_size > stride
-            or self.train.batch_size >= 2 * self.train.accumulate
-            or (self.model.norm == "group" and self.model.encoder == "own"),
+            self.least_images == 1 or self.train.batch_size >= 2 * self.train.accumulate,
             "data.crop_size",
             self.data.crop_size,
             f"more than {stride} where a part of a batch (train.batch_size {self.train.batch_size} "
@@ -551,6 +551,13 @@ class FinetuneConfig:
             self.predict.scales,
             f"multiples that leave data.long_side {self.data.long_side} at most {MAX_SIDE}",
         )
+
+    @property
+    def least_images(self) -> int:
+        """Images that every part of a batch needs: batch normalisation takes two values or more."""
+        stride, _ = self.model.coarsest_stride
+        by_image = self.model.norm == "group" and self.model.encoder == "own"
+        return 1 if by_image or self.data.crop_size > stride else 2
 
     def going_on(self, start: str) -> "FinetuneConfig":
         """Return settings for a training on other data that starts from weights of these settings.
@@ -773,6 +780,12 @@ class PretrainConfig:
             self.model.encoder,
             "own: what others have pretrained is not pretrained here",
         )
+        require_shares(self.train.batch_size, 1, self.train.accumulate, least=self.least_images)
+
+    @property
+    def least_images(self) -> int:
+        """Images that every part of a batch needs: DINO tells them apart within it."""
+        return 2
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -891,6 +904,28 @@ def from_yaml(config: ConfigT, path: Path) -> ConfigT:
         return override(config, changes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+PASSING = (
+    "data.cache_dir",
+    "data.num_workers",
+    "train.recompute",
+    "train.save_minutes",
+    "train.save_steps",
+    "train.keep",
+)
+"""Settings that a run may be given anew as it goes on: what it learns stays the same."""
+
+
+def essence(config: FinetuneConfig | PretrainConfig) -> FinetuneConfig | PretrainConfig:
+    """Return a run's settings, those of `PASSING` at their defaults."""
+    for key in PASSING:
+        section, _, name = key.partition(".")
+        settings = getattr(config, section)
+        plain = {each.name: each.default for each in dataclasses.fields(settings)}[name]
+        changed = dataclasses.replace(settings, **{name: plain})
+        config = dataclasses.replace(config, **{section: changed})
+    return config
 
 
 def config_hash(config: Any) -> str:

@@ -56,6 +56,8 @@ from scribbleseg.manifest import (
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
+# What a run replaces or removes besides its checkpoints.
+_WRITTEN = (METRICS, BEST, "pictures", "report.html", "tensorboard")
 
 # What run.json holds, where it holds it: who reads a field need not ask what it is.
 _RECORD = {
@@ -127,6 +129,17 @@ class RunFolder:
     def exists(self) -> bool:
         """Say whether a run was started here: its run.json is written."""
         return _is_file(self.filesystem, f"{self.path}/{RUN}")
+
+    def foreign(self) -> str | None:
+        """Return the name of something that a run would replace or remove, where there is no run.
+
+        None: there is a run, or nothing of the kind.
+        """
+        infos = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
+        names = sorted(info.base_name for info in infos)
+        if RUN in names:
+            return None
+        return next((n for n in names if n in _WRITTEN or _CHECKPOINT_NAME.fullmatch(n)), None)
 
     def finished(self) -> bool:
         """Say whether the run came to its end."""

@@ -10,7 +10,9 @@ import pytest
 from scribbleseg import config as config_module
 from scribbleseg.config import (
     FinetuneConfig,
+    PretrainConfig,
     config_hash,
+    essence,
     from_dict,
     from_yaml,
     override,
@@ -108,6 +110,28 @@ def test_a_group_that_is_empty_changes_nothing(tmp_path):
 def test_a_value_that_looks_like_an_option_is_none(tmp_path):
     with pytest.raises(InputError, match="do not begin with -"):
         override(FinetuneConfig(), {"data.extra": ["-h"]})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.num_workers": 1, "data.cache_dir": "/fast"},
+        {"train.recompute": True, "train.keep": 9},
+        {"train.save_minutes": 1.0, "train.save_steps": 5},
+    ],
+)
+@pytest.mark.parametrize("kind", [FinetuneConfig, PretrainConfig])
+def test_what_may_change_as_a_run_goes_on_is_no_part_of_it(kind, changes):
+    changed = override(kind(), changes)
+    assert changed != kind() and essence(changed) == kind()
+    assert essence(override(changed, {"train.seed": 1})) != kind()
+
+
+def test_parts_of_a_batch_have_two_images_where_images_are_compared():
+    with pytest.raises(InputError, match=r"batch_size is 8; expected at least 16.* 2 images for"):
+        override(PretrainConfig(), {"train.batch_size": 8, "train.accumulate": 8})
+    tight = override(FinetuneConfig(), {"data.crop_size": 32, "model.depth": 6})
+    assert (tight.least_images, FinetuneConfig().least_images) == (2, 1)
 
 
 @pytest.mark.parametrize("words", [["--data.root=~/d=1"], ["--data.root", "~/d=1"]])

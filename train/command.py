@@ -179,7 +179,8 @@ def carry_out(
     """
     # Workers would say so too, but of a job that grows perhaps only after days.
     train = order.config.train
-    require_shares(train.batch_size, order.launch.num_workers, train.accumulate)
+    least = order.config.least_images
+    require_shares(train.batch_size, order.launch.num_workers, train.accumulate, least=least)
     storage = absolute(order.launch.storage)
     name, run = choose_run(
         order.config, storage, recipe=order.recipe, name=order.name, fresh=order.fresh

@@ -14,7 +14,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scribbleseg.config import DataConfig, PretrainConfig, config_hash, flatten, from_dict, to_dict
+from scribbleseg.config import (
+    PASSING,
+    DataConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    config_hash,
+    essence,
+    flatten,
+    from_dict,
+    to_dict,
+)
 from scribbleseg.datasets.remote import inside
 from scribbleseg.errors import InputError
 from scribbleseg.manifest import shown
@@ -71,11 +81,11 @@ def choose_run(
     """Return the name and the folder of the run to start or to continue.
 
     Raises:
-        InputError: the folder holds a run of another configuration, or is none.
+        InputError: the folder holds a run of another configuration or what is no run's, or is none.
     """
     if "://" not in storage and Path(storage).is_file():
         raise InputError(f"{storage}: is a file, expected a folder; choose another --storage")
-    wanted = first = name or f"{recipe}-{config_hash(config)}"
+    wanted = first = name or f"{recipe}-{config_hash(essence(config))}"
     run = RunFolder.at(storage, wanted)
     if fresh:
         number = 2
@@ -90,6 +100,13 @@ def choose_run(
             f"{_differences(record.get('config'), config)}; choose another --name, or --fresh to "
             "start anew beside it"
         )
+    # A name like checkpoint_0001 may be that of another program's work.
+    found = run.foreign() if record is None else None
+    if found is not None:
+        raise InputError(
+            f"{inside(storage, wanted)}: holds {found} and no run.json, so it is not of a run that "
+            "could go on; choose another --name, or move it away"
+        )
     return wanted, run
 
 
@@ -99,16 +116,21 @@ def _differences(found: Any, config: Any) -> str:
     changed = [
         f"{key} is {shown(before[key])}, here {shown(value)}"
         for key, value in flatten(to_dict(config)).items()
-        if key in before and before[key] != value
+        if key in before and before[key] != value and key not in PASSING
     ]
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f" ({'; '.join(changed[:3])}{more})" if changed else ""
 
 
 def tells_of(found: Any, config: Any) -> bool:
-    """Say whether a record's settings are these; one of an older version lacks what came later."""
+    """Say whether a record's settings are these; one of an older version lacks what came later.
+
+    Those of a run may differ in what it may be given anew, see `config.PASSING`.
+    """
+    of_a_run = isinstance(config, FinetuneConfig | PretrainConfig)
     try:
-        return isinstance(found, dict) and from_dict(type(config), found) == config
+        known = from_dict(type(config), found) if isinstance(found, dict) else None
+        return essence(known) == essence(config) if known and of_a_run else known == config
     except InputError:
         return False
 

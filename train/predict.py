@@ -127,6 +127,11 @@ def main(arguments: Sequence[str]) -> None:
     require_same_masks(folders, _record(predictor, job), work)
     total = len(work.drawn) + work.num_done + len(work.failures)
     say(f"{job.images}: {total} photograph(s), {work.num_done} with a mask already")
+    if work.outdated:
+        sys.stderr.write(
+            f"warning: {job.out}/{work.outdated[0]}.png: older than its photograph or strokes, as "
+            f"{len(work.outdated)} mask(s) are; remove them to have them made again\n"
+        )
     told: list[Failure | Doubt] = []
     if work.drawn:
         outcomes = predict_here(predictor, job, work.drawn)
@@ -279,12 +284,14 @@ def _watch(outcomes: Iterable[Sequence[Outcome]], total: int) -> Iterator[Failur
 
 
 def _record(predictor: Predictor, job: PredictJob) -> dict[str, Any]:
-    """Return what decides about the masks' pixels, but for the photographs themselves."""
+    """Return what decides about the masks' pixels."""
     digest = hashlib.sha256()
     for name, tensor in sorted(predictor.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return {
+        "images": job.folders.images,
+        "scribbles": job.folders.scribbles,
         "weights": digest.hexdigest(),
         "predict": to_dict(predictor.config)["predict"],
         "honour_strokes": job.honour_strokes,

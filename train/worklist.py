@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyarrow.fs import FileSelector, FileType
 
@@ -35,6 +35,8 @@ class Work:
     """Photographs whose masks are there."""
     num_done: int
     """Photographs for which all is there that is wanted."""
+    outdated: list[str]
+    """Stems of those whose photograph or strokes were written after their mask, sorted."""
 
 
 def list_work(folders: Folders, probabilities: bool) -> Work:
@@ -48,33 +50,48 @@ def list_work(folders: Folders, probabilities: bool) -> Work:
     scribbles = _by_stem(folders.scribbles, LABEL_SUFFIXES, failures)
     if not images:
         raise InputError(f"{folders.images}: found no .jpg or .png file, expected photographs")
-    done = masks = _stems_done(folders.target)
+    masks = _done(folders.target)
+    done = masks.keys()
     if probabilities:
-        done = masks & _stems_done(folders.target.child("probabilities"))
+        done = done & _done(folders.target.child("probabilities")).keys()
     for lacking, folder, file in (
         (images.keys() - scribbles.keys(), folders.images, images),
         (scribbles.keys() - images.keys(), folders.scribbles, scribbles),
     ):
         other = folders.scribbles if folder == folders.images else folders.images
         failures += [
-            Failure(f"{folder}/{file[stem]}", f"no file of that stem in {other}")
+            Failure(f"{folder}/{file[stem].name}", f"no file of that stem in {other}")
             for stem in sorted(lacking)
         ]
     both = sorted(images.keys() & scribbles.keys())
     return Work(
-        drawn=[Drawn(images[stem], scribbles[stem]) for stem in both if stem not in done],
+        drawn=[Drawn(images[stem].name, scribbles[stem].name) for stem in both if stem not in done],
         failures=failures,
         num_masks=sum(stem in masks for stem in both),
         num_done=sum(stem in done for stem in both),
+        outdated=[
+            stem
+            for stem in both
+            if stem in masks and masks[stem].time < max(images[stem].time, scribbles[stem].time)
+        ],
     )
 
 
-def _by_stem(folder: str, suffixes: Sequence[str], failures: list[Failure]) -> dict[str, str]:
-    """Return the files' names by stem; of two with one stem, the second is a failure."""
+class _Listed(NamedTuple):
+    """A file of a folder."""
+
+    name: str
+    """Without its folder."""
+    time: int
+    """When it was last written, in nanoseconds; 0: the storage does not say."""
+
+
+def _by_stem(folder: str, suffixes: Sequence[str], failures: list[Failure]) -> dict[str, _Listed]:
+    """Return the files by stem; of two with one stem, the second is a failure."""
     filesystem, path = open_storage(folder)
     try:
         infos = filesystem.get_file_info(FileSelector(path))
-        names = sorted(info.base_name for info in infos if info.type == FileType.File)
+        files = sorted(_listed(info) for info in infos if info.type == FileType.File)
     except OSError as error:
         raise InputError(
             f"{folder}: {reason(error)[:300]}; expected a folder of {' or '.join(suffixes)} files"
@@ -85,30 +102,36 @@ def _by_stem(folder: str, suffixes: Sequence[str], failures: list[Failure]) -> d
             f"{folder}: found the file name {name}, which is not UTF-8; rename it, or use "
             "`scribbleseg predict`, which takes names as they are"
         ) from None
-    found: dict[str, str] = {}
-    for name in names:
-        stem, dot, suffix = name.rpartition(".")
-        if name.startswith(".") or dot + suffix.lower() not in suffixes:
+    found: dict[str, _Listed] = {}
+    for file in files:
+        stem, dot, suffix = file.name.rpartition(".")
+        if file.name.startswith(".") or dot + suffix.lower() not in suffixes:
             continue
         if stem in found:
             failures.append(
-                Failure(f"{folder}/{name}", f"{found[stem]} has the same stem, and is used")
+                Failure(
+                    f"{folder}/{file.name}", f"{found[stem].name} has the same stem, and is used"
+                )
             )
             continue
-        found[stem] = name
+        found[stem] = file
     return found
 
 
-def _stems_done(target: RunFolder) -> set[str]:
-    """Return the stems of the PNG files in a folder, which may be missing."""
+def _listed(info: Any) -> _Listed:
+    return _Listed(info.base_name, info.mtime_ns or 0)
+
+
+def _done(target: RunFolder) -> dict[str, _Listed]:
+    """Return the PNG files in a folder, which may be missing, by stem."""
     try:
         infos = target.filesystem.get_file_info(FileSelector(target.path, allow_not_found=True))
     except OSError as error:
         raise InputError(
             f"{target.path}: {reason(error)[:300]}; expected a folder for the masks"
         ) from None
-    names = (info.base_name for info in infos if is_whole(info))
-    return {name.removesuffix(".png") for name in names if name.endswith(".png")}
+    files = (_listed(info) for info in infos if is_whole(info))
+    return {file.name.removesuffix(".png"): file for file in files if file.name.endswith(".png")}
 
 
 def require_same_masks(folders: Folders, record: Mapping[str, Any], work: Work) -> None:

@@ -147,6 +147,22 @@ def test_the_same_settings_find_the_same_run_and_others_are_refused(tmp_path):
     assert choose_run(other, storage, recipe="cpu", name=name, fresh=True)[0] == f"{name}--3"
 
 
+def test_a_run_goes_on_with_other_loaders_and_never_over_another_programs_files(tmp_path):
+    config, storage = FinetuneConfig(), str(tmp_path)
+    name, run = choose_run(config, storage, recipe="cpu", name=None, fresh=False)
+    run.write_json("run.json", {"config": to_dict(config)})
+    changed = override(config, {"data.num_workers": 1, "train.keep": 5})
+    assert choose_run(changed, storage, recipe="cpu", name=None, fresh=False) == (name, run)
+    assert choose_run(changed, storage, recipe="cpu", name=name, fresh=False) == (name, run)
+    for number, theirs in enumerate(("checkpoint_0001/model.pt", "report.html", "best.json")):
+        other = RunFolder.at(storage, f"theirs{number}")
+        other.write_file(theirs, b"work")
+        with pytest.raises(InputError, match=f"holds {theirs.partition('/')[0]} and no run.json"):
+            choose_run(config, storage, recipe="cpu", name=other.name, fresh=False)
+    RunFolder.at(storage, "notes").write_file("notes.txt", b"work")
+    assert choose_run(config, storage, recipe="cpu", name="notes", fresh=False)[0] == "notes"
+
+
 def test_a_fresh_name_keeps_dashes_of_its_own(tmp_path):
     config, storage = FinetuneConfig(), str(tmp_path)
     for wanted in ("cats--night", "cats--night--2", "cats--night--3"):

@@ -78,6 +78,14 @@ def test_masks_made_here_are_the_plain_loops_and_are_not_made_twice(
     assert written(out) == expected
     again = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
     assert {path.name for path in again} == {path.name for path in missing}
+    assert "older than" not in capsys.readouterr().err
+    strokes = split / "scribbles" / missing[0].name
+    later = missing[0].stat().st_mtime_ns + 10**9
+    os.utime(strokes, ns=(later, later))
+    main(arguments(checkpoint, split, out, "--probabilities"))
+    told = capsys.readouterr().err
+    assert f"{out}/{strokes.name}: older than its photograph or strokes, as 1 mask" in told
+    assert written(out) == expected
 
 
 def test_ray_makes_the_same_masks_on_an_object_store(checkpoint, split, object_store, tmp_path):
@@ -169,6 +177,9 @@ def test_what_would_mix_or_replace_is_refused_before_anything_is_written(
     main(arguments(checkpoint, split, tmp_path / "out"))
     with pytest.raises(InputError, match=r"made otherwise \(predict differ"):
         main(arguments(checkpoint, split, tmp_path / "out", "--flip=True"))
+    other = shutil.copytree(split, tmp_path / "split of the same names")
+    with pytest.raises(InputError, match=r"made otherwise \(images, scribbles differ"):
+        main(arguments(checkpoint, other, tmp_path / "out"))
     (tmp_path / "out" / "predict.json").unlink()
     for more in ((), ("--probabilities",)):
         with pytest.raises(InputError, match="holds 14 mask"):
