@@ -55,6 +55,7 @@ BLANK = "blank"
 _FILES_KNOWN = 1 << 17
 
 Kind = Literal["scribbles", "ground_truth"]
+SAMPLE_FOLDERS = ("images", "scribbles", "ground_truth")
 Progress = Literal["untouched", "drawn", "changed", "accepted"]
 
 
@@ -128,6 +129,14 @@ class Folder:
         if (path := list_files(images, IMAGE_SUFFIXES).get(stem)) is not None:
             return self._inside(path)
         raise Refusal(HTTPStatus.NOT_FOUND, f"{stem}: no such photograph in {images}")
+
+    def image_state(self, stem: str) -> tuple[int, ...]:
+        """Return what changes whenever the file of a photograph does.
+
+        Raises:
+            Refusal: it is not there, or leads out of `root`.
+        """
+        return _state(self.image_path(stem))
 
     def read_image(self, stem: str) -> UInt8[np.ndarray, "h w 3"]:
         """Decode a photograph.
@@ -284,6 +293,13 @@ class Folder:
                 f"{mark.parent}: was not made by the page, which links there what was accepted; "
                 "give it another name",
             )
+        for made in (mark.parent, *map(mark.parent.joinpath, SAMPLE_FOLDERS)):
+            # What is linked there no more is removed, and must not be somebody's photographs.
+            if made.is_symlink():
+                raise Refusal(
+                    HTTPStatus.CONFLICT,
+                    f"{made}: is a link, expected a folder that the page makes; remove it",
+                )
         try:
             mark.parent.mkdir(exist_ok=True)
             write_bytes(mark, b"What stands here is linked anew for every training.\n")

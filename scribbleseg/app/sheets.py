@@ -83,6 +83,8 @@ class Sheet:
     """0 background, 1 object, 255 unlabelled, at the photograph's own size."""
     revision: str
     """Stands for these strokes."""
+    image_state: tuple[int, ...]
+    """Stands for the photograph's file, see `Folder.image_state`."""
 
     def shown_strokes(self) -> UInt8[np.ndarray, "h2 w2"]:
         """Return the strokes at the size that is shown; none vanishes for being thin."""
@@ -111,14 +113,16 @@ class Sheets:
         self._past: dict[str, OrderedDict[str, bytes | None]] = {}
 
     def open(self, stem: str) -> Sheet:
-        """Return a picture with the strokes that are on disk now.
+        """Return a picture and its strokes as they are on disk now.
 
         Raises:
             Refusal: no such picture, or one that may not be read.
             InputError: a file that does not keep the data contract.
         """
         with self._lock:
-            sheet = self._open.pop(stem, None) or self._read(stem)
+            sheet = self._open.pop(stem, None)
+            if sheet is None or sheet.image_state != self.folder.image_state(stem):
+                sheet = self._read(stem)
             revision = self.folder.revision(stem)
             if revision != sheet.revision:
                 sheet = self._with_strokes(sheet)
@@ -207,9 +211,16 @@ class Sheets:
             past.popitem(last=False)
 
     def _read(self, stem: str) -> Sheet:
+        state = self.folder.image_state(stem)
         image = self.folder.read_image(stem)
-        blank = np.full(image.shape[:2], UNLABELLED, np.uint8)
-        return Sheet(stem=stem, image=image, shown=shown_size(image), strokes=blank, revision=BLANK)
+        return Sheet(
+            stem=stem,
+            image=image,
+            shown=shown_size(image),
+            strokes=np.full(image.shape[:2], UNLABELLED, np.uint8),
+            revision=BLANK,
+            image_state=state,
+        )
 
     def _with_strokes(self, sheet: Sheet) -> Sheet:
         """Return the picture with the strokes that are on disk."""

@@ -80,7 +80,9 @@ class Studio:
         """What the command line named, by name: a server is none that could be loaded again."""
         self._lock = threading.Lock()
         self._adding = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str, Place, bool], Future[Masked]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, tuple[int, ...], str, Place, bool], Future[Masked]] = (
+            OrderedDict()
+        )
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
         self._last_asked = 0.0
         self._closed = threading.Event()
@@ -188,7 +190,7 @@ class Studio:
 
     def _begin(self, sheet: Sheet, place: Place, carefully: bool) -> Future[Masked]:
         """Return what will become of a picture and its strokes, in the networks' own thread."""
-        key = (sheet.stem, sheet.revision, place, carefully)
+        key = (sheet.stem, sheet.image_state, sheet.revision, place, carefully)
         with self._lock:
             if key not in self._kept or _failed(self._kept[key]):
                 looking = partial(self._compute, sheet, self._model(place), carefully)

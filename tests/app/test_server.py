@@ -144,6 +144,18 @@ def test_another_program_is_not_overwritten(client, root):
     assert (read_scribbles(root / "train" / "scribbles" / "photo_0.png")[3] == 0).all()
 
 
+def test_a_photograph_that_was_replaced_is_read_anew(client, root):
+    drawn = draw(client, "photo_0", "blank").json()
+    look = "/api/pictures/photo_0/photo"
+    before, path = grey(client.get(look)), root / "train" / "images" / "photo_0.png"
+    assert path.is_file()
+    Image.fromarray(255 - np.array(Image.open(path))).save(path)
+    assert not np.array_equal(grey(client.get(look)), before)
+    Image.fromarray(photograph(40, 50)).save(path)
+    mask = client.get(f"/api/pictures/photo_0/mask?revision={drawn['revision']}")
+    refused(mask, 422, "expected 50x40")
+
+
 def test_large_photographs_are_drawn_small_and_masked_at_their_own_size(client, root):
     large = photograph(1500, 3000)
     Image.fromarray(large).save(root / "train" / "images" / "large.jpg")
@@ -241,6 +253,8 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks)
 
 
+# As the commands do.
+@pytest.mark.filterwarnings("ignore:Image size .* exceeds limit")
 @pytest.mark.parametrize("size", [(10_000, 10_000), (60_000, 60_000)])
 def test_pictures_of_too_many_pixels_are_refused_by_their_header(client, root, size):
     content = bomb(*size)

@@ -215,3 +215,17 @@ def test_a_link_out_of_the_folder_is_not_written_through(studio, root, tmp_path)
     with pytest.raises(Refusal, match="leads out of"):
         studio.finetune_command()
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_link_to_photographs_of_the_folder_is_not_emptied(studio, root):
+    accept(studio, "photo_0")
+    studio.finetune_command()
+    photographs = sorted((root / "train" / "images").iterdir())
+    made = root / "accepted" / "images"
+    for path in made.iterdir():
+        path.unlink()
+    made.rmdir()
+    made.symlink_to(root / "train" / "images")
+    with pytest.raises(Refusal, match="accepted/images: is a link"):
+        studio.finetune_command()
+    assert sorted((root / "train" / "images").iterdir()) == photographs
