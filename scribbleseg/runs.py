@@ -56,8 +56,13 @@ from scribbleseg.manifest import (
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
-# What a run replaces or removes besides its checkpoints.
-_WRITTEN = (METRICS, BEST, "pictures", "report.html", "tensorboard")
+# Each says of what kind a folder is: of a run, a sweep or an ablation.
+_RECORDS = (RUN, "sweep.json", "ablation.json")
+# What these replace or remove, besides a run's checkpoints.
+_WRITTEN = (
+    *(METRICS, BEST, "pictures", "report.html", "tensorboard"),
+    *("trials.csv", "tune", "tables.csv", "tables.md"),
+)
 
 # What run.json holds, where it holds it: who reads a field need not ask what it is.
 _RECORD = {
@@ -130,15 +135,19 @@ class RunFolder:
         """Say whether a run was started here: its run.json is written."""
         return _is_file(self.filesystem, f"{self.path}/{RUN}")
 
-    def foreign(self) -> str | None:
-        """Return the name of something that a run would replace or remove, where there is no run.
+    def foreign(self, record: str) -> str | None:
+        """Return the name of what shows that a folder is not of this kind; None where nothing does.
 
-        None: there is a run, or nothing of the kind.
+        That is the record of another kind; or, without a record, what would be replaced or removed.
+
+        Args:
+            record: run.json, sweep.json or ablation.json.
         """
         infos = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
         names = sorted(info.base_name for info in infos)
-        if RUN in names:
-            return None
+        other = next((name for name in names if name in _RECORDS and name != record), None)
+        if other is not None or record in names:
+            return other
         return next((n for n in names if n in _WRITTEN or _CHECKPOINT_NAME.fullmatch(n)), None)
 
     def finished(self) -> bool:

@@ -40,6 +40,7 @@ SMOOTHED = 3
 # What sweep.json holds, where it holds it.
 _INFO = {
     "space": dict,
+    "settings": dict,
     "pretrained": list,
     "num_trials": int,
     "confirm": (str, NoneType),

@@ -48,6 +48,10 @@ def usage(
     )
 
 
+FURTHER = "further"
+"""Name of the settings that go on from a trained network."""
+
+
 def base_config(recipe: str, recipes: Recipes[ConfigT], plain: ConfigT) -> tuple[str, ConfigT]:
     """Return the name and the settings of a recipe, or of a YAML file put over `plain`.
 
@@ -65,7 +69,7 @@ def base_config(recipe: str, recipes: Recipes[ConfigT], plain: ConfigT) -> tuple
                 f"{recipe}: holds a pretrained encoder, expected a segmentation network; name a "
                 f"recipe, and the encoder by --init-from {recipe}"
             )
-        return "further", cast(ConfigT, found.going_on(absolute(recipe)))
+        return FURTHER, cast(ConfigT, found.going_on(absolute(recipe)))
     raise InputError(
         f"recipe {recipe!r} is unknown; expected {', '.join(recipes)} or a .yaml file of settings"
     )

@@ -28,7 +28,7 @@ from scribbleseg.config import (
 from scribbleseg.datasets.remote import inside
 from scribbleseg.errors import InputError
 from scribbleseg.manifest import shown
-from scribbleseg.runs import RunFolder
+from scribbleseg.runs import RUN, RunFolder
 
 # Name of the file in which a command leaves its word for its workers.
 MARK = ".driver"
@@ -93,6 +93,7 @@ def choose_run(
             wanted = f"{first}--{number}"
             run = RunFolder.at(storage, wanted)
             number += 1
+    require_own(run, inside(storage, wanted), RUN)
     record = run.read_record()
     if record is not None and not tells_of(record.get("config"), config):
         raise InputError(
@@ -100,14 +101,26 @@ def choose_run(
             f"{_differences(record.get('config'), config)}; choose another --name, or --fresh to "
             "start anew beside it"
         )
-    # A name like checkpoint_0001 may be that of another program's work.
-    found = run.foreign() if record is None else None
+    return wanted, run
+
+
+def require_own(folder: RunFolder, place: str, record: str) -> None:
+    """See that a folder holds nobody else's work: a name like checkpoint_0001 is not ours alone.
+
+    Args:
+        folder: The folder of a run, sweep or ablation, whether it exists or not.
+        place: What people call it.
+        record: Which of them: run.json, sweep.json or ablation.json.
+
+    Raises:
+        InputError: it is the folder of another kind, or holds what would be replaced or removed.
+    """
+    found = folder.foreign(record)
     if found is not None:
         raise InputError(
-            f"{inside(storage, wanted)}: holds {found} and no run.json, so it is not of a run that "
-            "could go on; choose another --name, or move it away"
+            f"{place}: holds {found}, which is not of what is to begin or go on there; choose "
+            "another --name, or move it away"
         )
-    return wanted, run
 
 
 def _differences(found: Any, config: Any) -> str:
@@ -183,7 +196,9 @@ def sole(place: str) -> Generator[None]:
     Raises:
         InputError: another process has it.
     """
-    digest = hashlib.sha256(place.encode()).hexdigest()[:16]
+    # A path and a file:// URI are one place.
+    local = RunFolder.open(place).local_path
+    digest = hashlib.sha256(str(local or place).encode()).hexdigest()[:16]
     # Not in the folder: that may be a bucket, or not be there yet.
     lock = FileLock(Path(tempfile.gettempdir()) / f"scribbleseg-{os.getuid()}-{digest}.lock")
     try:

@@ -55,7 +55,14 @@ from scribbleseg.runs import RunFolder, find_checkpoint
 from train.command import Order, base_config, carry_out, finetune_rank, pretrain_rank, usage
 from train.estimate import time_steps
 from train.launch import LaunchConfig, plan_resources, this_machine
-from train.places import absolute, absolute_data, absolute_pretraining, git_commit, tells_of
+from train.places import (
+    absolute,
+    absolute_data,
+    absolute_pretraining,
+    git_commit,
+    require_own,
+    tells_of,
+)
 from train.recipes import PRETRAIN_RECIPES, RECIPES
 from tune.comparison import (
     STARTS,
@@ -185,7 +192,10 @@ def main(arguments: Sequence[str]) -> None:
     storage = absolute(job.launch.storage)
     name = job.name or f"ablation-{recipe}-{config_hash(settings)}"
     folder, place = RunFolder.at(storage, name), inside(storage, name)
+    require_own(folder, place, PLAN)
     record = folder.read_json(PLAN)
+    if record is not None and not isinstance(record.get("runs"), list):
+        raise InputError(f"{place}/{PLAN}: lists no runs; restore it from a copy")
     # One that trained nothing, because something was wrong with its data say, keeps no name.
     begun = record and any(folder.child(run).read_record() for run in record["runs"])
     asked = replace(job, launch=AblationJob().launch, name=None)
@@ -203,7 +213,12 @@ def main(arguments: Sequence[str]) -> None:
         "runs": [run.name for run in runs],
         "finished": False,
     }
-    folder.write_json(PLAN, record)
+    try:
+        folder.write_json(PLAN, record)
+    except OSError as error:
+        raise InputError(
+            f"{place}: cannot be written ({error}); choose another --storage"
+        ) from None
     train_all(runs, place, recipe, replace(job.launch, storage=place))
     write_results(runs, folder, place, job)
     folder.write_json(PLAN, record | {"finished": True})

@@ -11,6 +11,7 @@ from typing import Any
 import ray.tune
 from tqdm import tqdm
 
+from scribbleseg.manifest import BEST
 from scribbleseg.report import tables
 from scribbleseg.runs import RunFolder
 from scribbleseg.sweeps import (
@@ -213,6 +214,9 @@ class Ledger(ray.tune.Callback):
         self.trials = {trial.number: trial for trial in known}
         """Those that have had a process, as they were when they last stopped."""
         self.num_trials = study.num_trials
+        run = str((self.sweep.read_json(BEST) or {}).get("run", ""))
+        self.is_confirmed = run.startswith("confirm_")
+        """Whether the best is one that was trained again; it stays until others are."""
         self.bar: Any = tqdm(
             total=self.num_trials,
             initial=len(self.ended()),
@@ -247,7 +251,10 @@ class Ledger(ray.tune.Callback):
         self._end(_run_name(trial), last_words(trial))
 
     def _end(self, name: str, reason: str) -> None:
-        trial = next(each for each in self.trials.values() if each.name == name)
+        # One whose process never came to be has not been noted before.
+        trial = read_trial(self.sweep, name)
+        assert trial is not None
+        trial = self.trials.get(trial.number, trial)
         # The study has heard of it first.
         state = self.study.states[name]
         self._note(refresh(self.sweep, replace(trial, state=state, reason=reason)))
@@ -266,7 +273,7 @@ class Ledger(ray.tune.Callback):
         try:
             if changed is not None:
                 write_trial(self.sweep, changed)
-            if best is not None:
+            if best is not None and not self.is_confirmed:
                 facts = {"trial": best.number, "score": best.score}
                 write_best(self.sweep, self.sweep.child(best.name), facts)
             write_table(self.sweep, [self.trials[number] for number in sorted(self.trials)])

@@ -20,7 +20,7 @@ from scribbleseg.datasets.remote import inside
 from scribbleseg.datasets.scenes import list_scenes
 from scribbleseg.errors import InputError
 from scribbleseg.runs import RunFolder
-from train.command import base_config
+from train.command import FURTHER, base_config
 from train.launch import LaunchConfig, Resources, num_places, require_named
 from train.places import absolute, absolute_data
 from train.recipes import RECIPES
@@ -122,11 +122,16 @@ def prepare(arguments: Sequence[str]) -> Sweep:
     name, options = arguments[0], list(arguments[1:])
     space = read_space(name)
     title = name if name in SPACES else os.path.splitext(os.path.basename(name))[0]
-    recipe, base = base_config(
-        _option(options, "--recipe", "demo" if name == "smoke" else "cpu"),
-        RECIPES,
-        FinetuneConfig(),
-    )
+    asked = _option(options, "--recipe", "demo" if name == "smoke" else "cpu")
+    recipe, base = base_config(asked, RECIPES, FinetuneConfig())
+    if recipe == FURTHER:
+        raise InputError(
+            f"--recipe {asked}: is a trained network; expected a recipe or a .yaml file of "
+            "settings, since the trials of a sweep start anew"
+        )
+    if recipe not in RECIPES:
+        # As it can be given again: the report names a command that trains by it.
+        recipe = os.path.basename(asked)
     # Only the best checkpoint of a trial is ever asked for, and the last to go on from.
     base = override(base, {"train.keep": 1} | SETTINGS.get(name, {}))
     job: SweepJob = parse_arguments(

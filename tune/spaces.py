@@ -12,7 +12,7 @@ optim.learning_rate: {log: [3.0e-4, 1.0e-2]}     # uniform in the logarithm
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from scribbleseg.config import (
     FinetuneConfig,
@@ -26,9 +26,11 @@ from scribbleseg.config import (
 from scribbleseg.errors import InputError
 from scribbleseg.models import encoder_settings
 from scribbleseg.runs import RunFolder
+from train.places import absolute
 
 INIT = "init_from"
 SCRATCH = "scratch"
+PATHS = ("data.extra", "data.cache_dir")
 SCORED_ON = ("data.root", "data.split", "data.fold", "data.num_folds", "data.val_split")
 
 Kind = Literal["choice", "range", "log"]
@@ -54,8 +56,8 @@ class Distribution:
         """Say whether a value can be drawn."""
         if self.kind == "choice":
             return value in self.values
-        whole = isinstance(value, int) or not self.is_whole
-        return whole and self.values[0] <= value <= self.values[1]
+        kinds = int if self.is_whole else int | float
+        return isinstance(value, kinds) and self.values[0] <= value <= self.values[1]
 
 
 Space = Mapping[str, Distribution]
@@ -196,6 +198,10 @@ def fit_space(space: Space, base: FinetuneConfig) -> Space:
         if distribution.kind != "choice" and isinstance(known[key], float):
             ends = tuple(float(value) for value in distribution.values)
             distribution = replace(distribution, values=ends)
+        if key in PATHS:
+            # Trials run in other folders.
+            chosen = tuple(_absolute(value) for value in distribution.values)
+            distribution = replace(distribution, values=chosen)
         fitted[key] = distribution
         values = list(distribution.values)
         if distribution.kind != "choice" and distribution.is_whole:
@@ -207,6 +213,13 @@ def fit_space(space: Space, base: FinetuneConfig) -> Space:
             except InputError as error:
                 raise InputError(f"space: {key}: {error}") from None
     return fitted
+
+
+def _absolute(value: Any) -> Any:
+    """Return a folder, or each of several, as every machine finds it; None as it is."""
+    if isinstance(value, list | tuple):
+        return [absolute(str(each)) for each in cast(Sequence[object], value)]
+    return absolute(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,18 +262,24 @@ def draw(
         is drawn from other runs.
     """
     params = {key: _draw(draws, key, each) for key, each in space.items()}
-    if pretrained:
-        model = {key: value for key, value in params.items() if key.startswith("model.")}
-        try:
-            settings = encoder_settings(override(base, model).model)
-        except InputError:
-            # The trial itself fails by it, and says why; the sweep goes on.
-            return params
-        fitting = [each.uri for each in pretrained if each.encoder == settings]
-        if fitting:
-            key = f"{INIT}[{' '.join(str(value) for value in settings.values())}]"
-            params[key] = draws.suggest_categorical(key, [SCRATCH, *fitting])
+    key, fitting = _starts(params, base, pretrained)
+    if fitting:
+        params[key] = draws.suggest_categorical(key, [SCRATCH, *fitting])
     return params
+
+
+def _starts(
+    params: Mapping[str, Any], base: FinetuneConfig, pretrained: Sequence[Pretrained]
+) -> tuple[str, list[str]]:
+    """Return the key of a trial's start, and the pretraining runs that fit its network."""
+    model = {key: value for key, value in params.items() if key.startswith("model.")}
+    try:
+        settings = encoder_settings(override(base, model).model) if pretrained else {}
+    except InputError:
+        # The trial itself fails by it, and says why; the sweep goes on.
+        settings = {}
+    fitting = [each.uri for each in pretrained if each.encoder == settings]
+    return f"{INIT}[{' '.join(str(value) for value in settings.values())}]", fitting
 
 
 def _draw(draws: Draws, key: str, distribution: Distribution) -> Any:
@@ -285,9 +304,16 @@ def apply(base: FinetuneConfig, params: Mapping[str, Any]) -> FinetuneConfig:
     return override(base, changes if start == SCRATCH else changes | {INIT: start})
 
 
-def defaults(space: Space, base: FinetuneConfig) -> dict[str, Any] | None:
-    """Return the base's own settings as a trial's parameters; None where the space lacks them."""
+def defaults(
+    space: Space, base: FinetuneConfig, pretrained: Sequence[Pretrained]
+) -> dict[str, Any] | None:
+    """Return the base's own settings as a trial's parameters; None where the space lacks them.
+
+    They start from scratch.
+    """
     known = flatten(to_dict(base))
     values = {key: known[key] for key in space}
-    inside = all(each.holds(values[key]) for key, each in space.items())
-    return values if inside else None
+    if not all(each.holds(values[key]) for key, each in space.items()):
+        return None
+    key, fitting = _starts(values, base, pretrained)
+    return values | ({key: SCRATCH} if fitting else {})

@@ -48,7 +48,7 @@ def make_search(
             not draw again what it drew before.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    first = defaults(space, base)
+    first = defaults(space, base, pretrained)
     points = [trial.params for trial in known] or ([first] if first is not None else [])
     with warnings.catch_warnings():
         # Multivariate and grouped sampling are settled enough for us, but not for Optuna.

@@ -36,7 +36,7 @@ from train.launch import (
     this_machine,
     wait_for_room,
 )
-from train.places import git_commit, sole, tells_of
+from train.places import git_commit, require_own, sole, tells_of
 from tune.comparison import paired_difference, score_all
 from tune.request import PROG, Sweep, plan_hardware, prepare
 from tune.rungs import rung_epochs
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str]) -> None:
             raise InputError("SPACE is missing; expected one of the above")
         return
     sweep = prepare(arguments)
+    require_own(sweep.folder, sweep.place, SWEEP)
     known = read_trials(sweep.folder)
     record = read_info(sweep.folder)
     if record is not None:
@@ -173,13 +174,16 @@ def run(sweep: Sweep, known: Sequence[Trial], record: dict[str, Any]) -> None:
     chosen = rank(ledger.ended())[:num_confirmed]
     if chosen:
         # The recipe's own settings are what the others have to beat.
-        ranked, plain = rank(ledger.ended()), defaults(sweep.space, job.config)
+        ranked = rank(ledger.ended())
+        plain = defaults(sweep.space, job.config, sweep.pretrained)
         own = [trial for trial in ranked if trial.params == plain][:1]
         chosen += [trial for trial in own if trial not in chosen]
         confirmed = confirm(plan, sweep.folder, chosen, num_seeds, concurrent)
         if own and any(each["trial"] == own[0].number for each in confirmed):
             confirmed = compare(sweep, confirmed, own[0].number)
-    record |= {"wall_time": time.monotonic() - began, "finished": True, "confirmed": confirmed}
+    record |= {"wall_time": time.monotonic() - began, "confirmed": confirmed}
+    # One that has found nothing has not come to its end, whatever its trials did.
+    record["finished"] = sweep.folder.best() is not None
     sweep.folder.write_json(SWEEP, record)
     conclude(sweep, confirmed)
 
@@ -229,7 +233,8 @@ def conclude(sweep: Sweep, confirmed: Sequence[dict[str, Any]]) -> None:
     best = sweep.folder.best()
     if best is None:
         raise RuntimeError(
-            f"{sweep.place}: no trial has saved a checkpoint; see trials.csv for why"
+            f"{sweep.place}: no trial has saved a checkpoint; see trials.csv for why, mend it and "
+            "choose another --name"
         )
     for each in confirmed:
         say(

@@ -214,7 +214,8 @@ def _headline(sweep: Sweep) -> list[tuple[str, str]]:
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     num_trials = len(sweep.trials)
     figures.append((str(num_trials), f"trial{'s' * (num_trials != 1)}: {states or 'none begun'}"))
-    spent = tables.duration(sweep.info.get("wall_time"))
+    # 0 until it has come to its end once.
+    spent = tables.duration(sweep.info.get("wall_time") or None)
     epochs = sum(trial.epochs for trial in sweep.trials)
     figures.append((f"{epochs:,}", "epochs trained" + (f" in {spent}" if spent else "")))
     return figures
@@ -340,7 +341,8 @@ def _confirmed_table(sweep: Sweep) -> Table | None:
     entries = sorted(sweep.confirmed, key=mean, reverse=True)
     rows: list[list[str]] = []
     for entry in entries:
-        trial = trials.get(entry.get("trial", -1))
+        number = entry.get("trial")
+        trial = trials.get(number) if isinstance(number, int) else None
         rows.append(
             [
                 str(entry.get("trial")),

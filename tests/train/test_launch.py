@@ -154,13 +154,19 @@ def test_a_run_goes_on_with_other_loaders_and_never_over_another_programs_files(
     changed = override(config, {"data.num_workers": 1, "train.keep": 5})
     assert choose_run(changed, storage, recipe="cpu", name=None, fresh=False) == (name, run)
     assert choose_run(changed, storage, recipe="cpu", name=name, fresh=False) == (name, run)
-    for number, theirs in enumerate(("checkpoint_0001/model.pt", "report.html", "best.json")):
+    for number, theirs in enumerate(("checkpoint_0001/model.pt", "best.json", "sweep.json")):
         other = RunFolder.at(storage, f"theirs{number}")
         other.write_file(theirs, b"work")
-        with pytest.raises(InputError, match=f"holds {theirs.partition('/')[0]} and no run.json"):
+        with pytest.raises(InputError, match=f"holds {theirs.partition('/')[0]}, which is not of"):
             choose_run(config, storage, recipe="cpu", name=other.name, fresh=False)
     RunFolder.at(storage, "notes").write_file("notes.txt", b"work")
     assert choose_run(config, storage, recipe="cpu", name="notes", fresh=False)[0] == "notes"
+
+
+def test_a_path_and_its_uri_are_one_place(tmp_path):
+    with sole(f"{tmp_path}/a"), sole(f"{tmp_path}/b"):
+        with pytest.raises(InputError, match="another process"), sole(f"file://{tmp_path}/a"):
+            pass
 
 
 def test_a_fresh_name_keeps_dashes_of_its_own(tmp_path):

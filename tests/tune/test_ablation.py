@@ -326,6 +326,20 @@ def test_images_that_are_not_there_are_named(tiny_data):
         main(["demo", f"--data.root={tiny_data}", "--images", "/nowhere"])
 
 
+def test_a_folder_or_record_of_something_else_is_one_line(tiny_data, tmp_path):
+    words = ["demo", f"--data.root={tiny_data}", f"--storage={tmp_path}"]
+    for name, record, message in (
+        ("a", "sweep.json", "holds sweep.json, which is not of"),
+        ("b", "ablation.json", "lists no runs; restore it"),
+    ):
+        RunFolder.at(str(tmp_path), name).write_json(record, {"a": 1})
+        with pytest.raises(InputError, match=message):
+            main([*words, f"--name={name}"])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written .*--storage"):
+        main([*words, f"--storage={tmp_path}/file"])
+
+
 def test_one_that_trained_nothing_keeps_no_name(tiny_data, tmp_path, monkeypatch):
     command = ["demo", f"--data.root={tiny_data}", f"--storage={tmp_path}", "--name=a"]
 

@@ -55,7 +55,7 @@ def test_built_in_spaces_fit_every_recipe_and_hold_the_default_of_cpu(name):
     assert len(free) == len(RECIPES) - 2
     for recipe in free:
         fit_space(SPACES[name], override(recipe, SETTINGS.get(name, {})))
-    values = defaults(SPACES[name], BASE)
+    values = defaults(SPACES[name], BASE, [])
     assert values is not None and apply(BASE, values) == BASE
 
 
@@ -132,12 +132,36 @@ def test_a_range_is_of_the_numbers_of_its_setting():
     draw(drawn, fitted, BASE, [])
     assert drawn.asked["strokes.simulate_probability"] == (0.0, 1.0, False)
     assert not fitted["strokes.simulate_probability"].is_whole and fitted["model.depth"].is_whole
-    assert defaults(fitted, BASE) is not None
+    assert defaults(fitted, BASE, []) is not None
     assert not space["strokes.simulate_probability"].holds(0.5)
 
 
 def test_a_default_outside_the_space_is_not_drawn():
-    assert defaults({"augment.strength": uniform(1.0, 2.0)}, BASE) is None
+    assert defaults({"augment.strength": uniform(1.0, 2.0)}, BASE, []) is None
+
+
+def test_what_is_no_number_lies_in_no_range():
+    assert not uniform(0, 1).holds(None) and not uniform(0.5, 2.0).holds((1.0,))
+    assert defaults({"predict.scales": uniform(1.0, 2.0)}, BASE, []) is None
+
+
+def test_the_recipes_own_settings_start_from_scratch():
+    runs = [pretrained("/p/resunet", architecture="resunet")]
+    space = {"model.architecture": choice("unet", "resunet")}
+    base = override(BASE, {"model.architecture": "resunet"})
+    own = defaults(space, base, runs)
+    assert own == {
+        "model.architecture": "resunet",
+        "init_from[resunet 16 6 batch]": "scratch",
+    }
+    assert defaults(space, BASE, runs) == {"model.architecture": "unet"}
+
+
+def test_folders_of_a_space_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fitted = fit_space({"data.extra": choice([], ["more"]), "data.cache_dir": choice("c")}, BASE)
+    assert fitted["data.extra"].values == ([], [f"{tmp_path}/more"])
+    assert fitted["data.cache_dir"].values == (f"{tmp_path}/c",)
 
 
 def pretrained(uri, **model):

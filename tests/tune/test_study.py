@@ -291,3 +291,21 @@ def test_the_ledger_of_a_sweep_that_goes_on_mends_the_table(folder):
     assert len(ledger.ended()) == 3
     assert b"finished" in (folder.read_file("trials.csv") or b"")
     assert (folder.best() or {})["run"] == "trial_0001"
+
+
+def test_what_was_confirmed_stays_the_best_while_a_sweep_goes_on(folder):
+    study = make_study(folder, rungs=RUNGS, num_trials=3)
+    drive(folder, study)
+    folder.write_json("best.json", {"run": "confirm_0000_s1", "checkpoint": "checkpoint_0009"})
+    known = settle(folder, read_trials(folder), RUNGS)
+    Ledger(make_study(folder, rungs=RUNGS, num_trials=3), known)
+    assert (folder.read_json("best.json") or {})["run"] == "confirm_0000_s1"
+
+
+def test_a_trial_whose_process_never_came_to_be_is_noted(folder):
+    study = make_study(folder, rungs=RUNGS, num_trials=1)
+    ledger = Ledger(study, [])
+    leg = study.suggest("a")
+    study.on_trial_complete("a", error=True)
+    ledger.on_trial_error(0, [], tune_trial(leg))
+    assert [trial.state for trial in read_trials(folder)] == ["failed"]

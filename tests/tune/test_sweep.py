@@ -63,12 +63,41 @@ def table(storage):
         (["core", "--data.root", "x", "--init-from", "y"], "expected --pretrained RUN"),
         (["core", "--data.root", "x", "--pretrained", "/no/run"], "/no/run: is no pretraining run"),
         (["core", "--data.root", "x", "--train.epochs", "0"], "train.epochs is 0"),
+        (["core", "--data.root", "x", "--recipe", "released:best"], "is a trained network"),
     ],
 )
 def test_bad_command_lines_are_one_line_and_status_2(arguments, words, capsys):
     assert exit_status(lambda: main(arguments)) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("theirs", ["run.json", "ablation.json", "best.json", "tune/work.py"])
+def test_a_folder_of_something_else_is_left_alone(tiny_data, tmp_path, theirs):
+    RunFolder.at(str(tmp_path), "s").write_file(theirs, b"{}")
+    with pytest.raises(InputError, match=f"s: holds {theirs.partition('/')[0]}, which is not"):
+        main(command(tiny_data, tmp_path)[3:])
+    assert [path.name for path in (tmp_path / "s").iterdir()] == [theirs.partition("/")[0]]
+
+
+def test_a_sweep_of_failed_trials_has_not_finished(tiny_data, tmp_path, monkeypatch, capsys):
+    for name in ("start_ray", "estimate"):
+        monkeypatch.setattr(f"tune.sweep.{name}", lambda *_: None)
+    monkeypatch.setattr("tune.sweep.living_nodes", lambda: [(2, 0)])
+
+    def search(plan, study, ledger, concurrent):
+        while not study.done:
+            name = f"t{len(ledger.trials)}"
+            leg = study.suggest(name)
+            study.on_trial_complete(name, {FAILED: "no such disk"})
+            trial: Any = SimpleNamespace(config=leg, last_result={FAILED: "no such disk"})
+            ledger.on_trial_complete(0, [], trial)
+
+    monkeypatch.setattr(carrier, "search", search)
+    for _ in range(2):
+        assert exit_status(lambda: main(command(tiny_data, tmp_path, "--num-trials=2")[3:])) == 1
+        assert "choose another --name" in capsys.readouterr().err
+    assert (RunFolder.at(str(tmp_path), "s").read_json("sweep.json") or {})["finished"] is False
 
 
 def test_help_explains(capsys):
