@@ -24,6 +24,8 @@ from scribbleseg.models.matching import StrokeMatches
 from scribbleseg.models.unet import Decoder, Output
 
 STRIDES = [2, 4, 8, 16, 32]
+# A size that no network is made for, of sides that all strides divide: on it an encoder is tried.
+TRIED_SIZE = (64, 96)
 # Channels of the decoder's levels at strides 1 to 32, in widths.
 _WIDTHS = (1, 2, 3, 4, 6, 8)
 
@@ -35,6 +37,8 @@ class PretrainedEncoder(nn.Module):
         super().__init__()
         self.name = name
         self.body: Any = _make_body(name, pretrained=False)
+        if name not in LITE_ENCODERS:
+            _require_any_size(name, self.body)
         self.channels: list[int] = self.body.feature_info.channels()
         """Of the features at strides 2 to 32."""
 
@@ -98,6 +102,29 @@ def _make_body(name: str, *, pretrained: bool) -> Any:
         f"model.encoder is {name!r}: found {found}, expected strides {STRIDES}; "
         "take another, such as timm:resnet34 or timm:efficientnet_b0"
     )
+
+
+def _require_any_size(name: str, body: Any) -> None:
+    """Raise an `InputError` where timm's network takes images of one size alone.
+
+    Nothing that it says of itself tells; one small image costs a tenth of a second at most.
+    """
+    body.eval()
+    expected = [tuple(side // stride for side in TRIED_SIZE) for stride in STRIDES]
+    try:
+        # No inference mode: what a network keeps of it could not be trained through.
+        with torch.no_grad():
+            found = [tuple(each.shape[2:]) for each in body(torch.zeros(1, 3, *TRIED_SIZE))]
+    # Each network fails in its own way.
+    except Exception:
+        found = None
+    body.train()
+    if found != expected:
+        raise InputError(
+            f"model.encoder is {name!r}: found a network that cannot be used on images of "
+            f"{TRIED_SIZE[1]}x{TRIED_SIZE[0]} pixels, expected one for images of any size; take "
+            "another, such as timm:resnet34 or timm:efficientnet_b0"
+        )
 
 
 def _lite_weights(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -88,12 +88,24 @@ def test_the_first_features_are_the_pretrained_ones():
     assert torch.equal(seen[0], image)
 
 
+def test_trying_an_encoder_out_leaves_no_trace():
+    torch.manual_seed(0)
+    ours = PretrainedEncoder("timm:resnet18")
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnet18", features_only=True, pretrained=False)
+    assert ours.body.training
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.body.state_dict()[name], tensor), name
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("timm:no_such_network", "timm has no such network"),
         ("timm:convnext_atto", r"strides \[4, 8, 16, 32\]"),
         ("timm:vit_tiny_patch16_224", "expected strides"),
+        ("timm:maxvit_tiny_tf_224", "cannot be used on images of 96x64 pixels"),
+        ("timm:coatnet_nano_rw_224", "cannot be used on images of 96x64 pixels"),
     ],
 )
 def test_an_encoder_that_does_not_fit_is_refused_by_name(name, message):
