@@ -6,6 +6,7 @@ own size, so that the outline is as smooth as the logits are.
 
 import logging
 import math
+import shlex
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +26,11 @@ from scribbleseg.config import FinetuneConfig, Looker, StrokesConfig, require
 from scribbleseg.datasets.files import IMAGE_SUFFIXES, File, is_turned_file
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
+    RESPELL,
     UNLABELLED,
     Scene,
     ScenePaths,
+    are_respelled,
     encode_png,
     is_predicted,
     list_files,
@@ -594,9 +597,12 @@ def _pair(images: Path, scribbles: Path) -> list[ScenePaths]:
     ):
         if lacking:
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            remedy = "add the missing files or remove their partners"
+            if are_respelled(photographs, drawings):
+                remedy = RESPELL.format(shlex.join([str(images), str(scribbles)]))
             raise InputError(
                 f"{folder}: no file for {', '.join(lacking[:3])}{more}, which {there} has; "
-                "expected the same stems in both; add the missing files or remove their partners"
+                f"expected the same stems in both; {remedy}"
             )
     return [
         ScenePaths(stem=stem, image=path, scribbles=drawings[stem], ground_truth=None)

@@ -546,6 +546,15 @@ def test_photographs_that_viewers_turn_are_told_of(predictor: Predictor, folders
     assert said.startswith(f"warning: {first}: viewers turn") and "1 file(s)" in said
 
 
+def test_stems_in_another_unicode_spelling(predictor: Predictor, folders):
+    images, scribbles, out = folders
+    image, drawing = min(images.iterdir()), min(scribbles.iterdir())
+    image.rename(image.with_stem("caf\u00e9"))
+    drawing.rename(drawing.with_stem("cafe\u0301"))
+    with pytest.raises(InputError, match=f"no file for.*Unicode.*--nfc {images} {scribbles}`"):
+        predict_folder(predictor, images, scribbles, out)
+
+
 def test_predicting_does_not_wait_for_the_augmentation_library():
     code = "import sys, scribbleseg.predict; print('albumentations' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

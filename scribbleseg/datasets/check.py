@@ -1,6 +1,7 @@
 """The doctor: reads a data folder once and says all that is wrong, odd and typical about it."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from scribbleseg.datasets.scenes import (
     BACKGROUND,
     LABEL_SUFFIXES,
     OBJECT,
+    RESPELL,
     UNLABELLED,
     Scene,
+    are_respelled,
     list_files,
     read_image,
     read_mask,
@@ -308,6 +311,8 @@ def _list_split(folder: Path, errors: list[str], warnings: list[Oddity]) -> list
         errors.append(f"{folder / 'images'}: found no .jpg or .png file, expected the photographs")
     stems = sorted({stem for there in files.values() for stem in there})
     for name, there in files.items():
+        if are_respelled(images or (), there):
+            errors.append(f"{folder / name} and images: {RESPELL.format(shlex.quote(str(folder)))}")
         # Every stem is held against the images, and the images against every other folder.
         for stem in sorted(set(images or ()) - set(there)):
             errors.append(

@@ -12,6 +12,8 @@ they are stored (an EXIF orientation is not applied), because strokes are drawn 
 import hashlib
 import io
 import os
+import shlex
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +40,11 @@ from scribbleseg.errors import InputError
 from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED
 
 LABEL_SUFFIXES = (".png",)
+# How to mend names that `are_respelled`; {} are their folders.
+RESPELL = (
+    "their names differ only in how Unicode spells accented letters, as a Mac's do: spell them "
+    "alike with `convmv -r --notest -f utf8 -t utf8 --nfc {}`"
+)
 
 # A keyword of the PNG standard: "Software used to create the image".
 _SOFTWARE = "Software"
@@ -160,6 +167,11 @@ def list_scenes(
     _require_same_stems(images, scribbles, folder / "images", folder / "scribbles")
     masks: dict[str, Path] = {}
     truth = folder / "ground_truth"
+    if need_masks and not truth.exists():
+        raise InputError(
+            f"{truth}: no such folder; expected a mask for every image; add them, or train on "
+            "strokes alone, without validation: --loss.supervision strokes --data.fold None"
+        )
     if need_masks or truth.is_dir():
         masks = list_files(truth, LABEL_SUFFIXES)
     if need_masks:
@@ -210,7 +222,7 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
             scribbleseg predicted is not coded so: there was no object that it was sure of.) Or its
             palette shows the object in black on white.
     """
-    mask = _read_labels(path)
+    mask = _read_labels(path, is_mask=True)
     if shows_black_on_white(path):
         raise InputError(
             f"{path}: found a palette that shows 1, the object, in black, and 0 in white; expected "
@@ -280,8 +292,9 @@ def fold_stems(stems: Sequence[str], fold: int, num_folds: int) -> tuple[list[st
     """
     if not 2 <= num_folds <= len(stems):
         raise InputError(
-            f"num_folds is {num_folds}, expected 2 to the number of samples, {len(stems)}; change "
-            "num_folds or add samples"
+            f"{num_folds} fold(s) of {len(stems)} sample(s); expected 2 folds or more, each with a "
+            "sample; take fewer folds, add samples, or do without: train with --data.fold None, "
+            "evaluate without --fold"
         )
     if not 0 <= fold < num_folds:
         raise InputError(f"fold is {fold}; expected 0 to {num_folds - 1}")
@@ -391,12 +404,18 @@ def label_values(labels: np.ndarray) -> list[int]:
     return np.unique(labels).tolist()
 
 
-def _read_labels(path: File) -> UInt8[np.ndarray, "h w"]:
+def _read_labels(path: File, *, is_mask: bool = False) -> UInt8[np.ndarray, "h w"]:
     """Decode one channel of labels, or three equal ones; palette images give their indices."""
     with open_picture(path, ("PNG",)) as picture:
         if bits_per_channel(path) > 8:
             raise _unfit(path, "16 bits per channel", "8-bit labels")
         if picture.mode not in ("1", "L", "P", "RGB"):
+            if is_mask and has_alpha(picture) and picture.getchannel("A").getextrema()[0] != 255:
+                # Strokes are drawn on transparent canvases, which `data convert` knows to read.
+                raise InputError(
+                    f"{path}: found transparent pixels, expected one channel of labels; export the "
+                    "mask without alpha"
+                )
             raise _unfit(path, f"{picture.mode} pixels", "one channel of labels")
         labels = np.array(picture, dtype=np.uint8)
     if labels.ndim == 2:
@@ -424,10 +443,22 @@ def _require_same_stems(
         (sorted(set(labels) - set(images)), image_folder, label_folder),
     ):
         if missing:
+            remedy = f"add the files, or remove those in {there}"
+            if are_respelled(images, labels):
+                remedy = RESPELL.format(shlex.quote(str(image_folder.parent)))
             raise InputError(
                 f"{where}: found no file for {_join(missing)}; expected the {len(images)} stems of "
-                f"{image_folder}; add the files, or remove those in {there}"
+                f"{image_folder}; {remedy}"
             )
+
+
+def are_respelled(stems: Collection[str], others: Collection[str]) -> bool:
+    """Return whether a stem that only one side has is on the other in another Unicode spelling."""
+    only_here, only_there = (
+        {unicodedata.normalize("NFC", stem) for stem in set(one) - set(two)}
+        for one, two in ((stems, others), (others, stems))
+    )
+    return not only_here.isdisjoint(only_there)
 
 
 def _unfit(path: File, found: str, expected: str) -> InputError:

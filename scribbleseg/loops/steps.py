@@ -29,6 +29,8 @@ from scribbleseg.stopwatch import Stopwatch, moment
 # Reading a flag from the device waits for it, and ranks that agree on something wait for one
 # another, so both are done only every so many steps, or seconds where steps are slow.
 STEPS_BETWEEN_CHECKS = 25
+# Of the samples seen between two checks, which may be thousands, a message names the first.
+SAMPLES_NAMED = 8
 SECONDS_BETWEEN_CHECKS = 5.0
 
 # An epoch's line of metrics.jsonl.
@@ -143,9 +145,11 @@ class LossWatch:
         num_bad = all_reduce_sum((~self.finite).float())
         if num_bad.item() > 0:
             stems = sorted({stem for stems in gather(self.stems) for stem in stems})
+            more = len(stems) - SAMPLES_NAMED
             raise DivergedError(
                 f"the loss became NaN or infinite within the {STEPS_BETWEEN_CHECKS} steps up to "
-                f"step {step}; samples seen since: {', '.join(stems)}; look at them with "
+                f"step {step}; samples seen since: {', '.join(stems[:SAMPLES_NAMED])}"
+                f"{f' and {more} more' if more > 0 else ''}; look at them with "
                 "`scribbleseg data check`, or lower --optim.learning-rate"
             )
         self.stems.clear()

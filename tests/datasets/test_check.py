@@ -177,6 +177,17 @@ def test_folders_that_hold_no_split(tiny_root: Path, tmp_path: Path):
             check(root)
 
 
+def test_names_in_another_unicode_spelling_are_told_of(tiny_root: Path):
+    (tiny_root / "train" / "images" / "b.png").rename(tiny_root / "train/images/caf\u00e9.png")
+    for folder in ("scribbles", "ground_truth"):
+        path = tiny_root / "train" / folder / "b.png"
+        path.rename(path.with_name("cafe\u0301.png"))
+    respelled = [line for line in check(tiny_root).errors if "convmv" in line]
+    assert [line.partition(" and images: ")[0] for line in respelled] == [
+        str(tiny_root / "train" / folder) for folder in ("scribbles", "ground_truth")
+    ]
+
+
 def test_progress_sees_every_sample(tiny_root: Path):
     seen: list[str] = []
 

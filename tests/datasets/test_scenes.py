@@ -88,7 +88,7 @@ def test_masks_may_be_absent(tiny_root: Path):
     assert list_scenes(tiny_root, "train", need_masks=False)[0].ground_truth is None
     with pytest.raises(InputError) as caught:
         list_scenes(tiny_root, "train", need_masks=True)
-    one_line(caught, "ground_truth", "no such file")
+    one_line(caught, "ground_truth", "no such folder", "--data.fold None")
 
 
 def test_names_that_no_table_of_text_can_hold(tiny_root: Path):
@@ -120,6 +120,16 @@ def test_stems_that_do_not_match(tiny_root: Path, folder: str, other: str):
     with pytest.raises(InputError) as caught:
         list_scenes(tiny_root, "train", need_masks=False)
     one_line(caught, f"{tiny_root / 'train' / folder}: found no file for c", other)
+
+
+def test_stems_in_another_unicode_spelling(tiny_root: Path):
+    (tiny_root / "train" / "images" / "b.png").rename(tiny_root / "train/images/caf\u00e9.png")
+    (tiny_root / "train" / "scribbles" / "b.png").rename(
+        tiny_root / "train/scribbles/cafe\u0301.png"
+    )
+    with pytest.raises(InputError) as caught:
+        list_scenes(tiny_root, "train", need_masks=False)
+    one_line(caught, "scribbles: found no file for", "Unicode", f"--nfc {tiny_root / 'train'}`")
 
 
 def test_two_images_of_one_stem(tiny_root: Path):
@@ -170,6 +180,20 @@ def test_transparent_images_are_refused(tmp_path: Path):
     with pytest.raises(InputError) as caught:
         read_image(tmp_path / "p.png")
     one_line(caught, "transparent")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparent_masks_are_exported_anew(tmp_path: Path, mode: str):
+    mask = np.zeros((8, 12, 4), np.uint8)
+    mask[2:4] = 255
+    path = save(tmp_path / "a.png", mask, mode)
+    with pytest.raises(InputError) as caught:
+        read_mask(path)
+    one_line(caught, "a.png: found transparent pixels", "without alpha")
+    # Of strokes, and where nothing is transparent, it is known what is meant.
+    for read, each in ((read_scribbles, path), (read_mask, save(path, mask | 255, mode))):
+        with pytest.raises(InputError, match="data convert"):
+            read(each)
 
 
 def test_cmyk_and_16_bits_are_refused(tmp_path: Path):
@@ -286,6 +310,12 @@ def test_folds_against_a_slow_loop():
 def test_folds_out_of_range(fold: int, num_folds: int):
     with pytest.raises(InputError):
         fold_stems(["a", "b", "c"] if num_folds == 4 else list("abcdef"), fold, num_folds)
+
+
+def test_fewer_samples_than_folds():
+    with pytest.raises(InputError) as caught:
+        fold_stems(["a"], 0, 5)
+    one_line(caught, "5 fold(s) of 1 sample(s)", "--data.fold None", "without --fold")
 
 
 def test_palette_keeps_values_and_shows_them(tmp_path: Path):

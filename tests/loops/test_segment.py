@@ -15,7 +15,7 @@ from scribbleseg.errors import DivergedError, InputError
 from scribbleseg.loops.batches import BatchPlan, make_loader, open_data, sample_order
 from scribbleseg.loops.segment import fit
 from scribbleseg.loops.state import init_state
-from scribbleseg.loops.steps import EpochDone, SaveDue, StepDone
+from scribbleseg.loops.steps import EpochDone, LossWatch, SaveDue, StepDone
 from scribbleseg.losses.segmentation import segmentation_loss
 from tests.ranks import spawn
 
@@ -107,6 +107,15 @@ def test_further_splits_are_trained_on_and_never_validated_on(tiny_data, tmp_pat
     ]
     with pytest.raises(InputError, match="no such split"):
         open_data(settings(tiny_data, data__extra=[f"{tmp_path}/less"]))
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss__supervision": "strokes"}])
+def test_data_without_masks_are_told_how_to_be_trained_on(tmp_path, changes):
+    from tests.conftest import write_scenes
+
+    write_scenes(tmp_path, "train", 8, masks=False)
+    with pytest.raises(InputError, match="ground_truth: no such folder.*strokes --data.fold None"):
+        open_data(settings(tmp_path, **changes))
 
 
 def test_it_learns(tiny_data):
@@ -380,6 +389,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tiny_data
     held = set(data.cache.stems[: len(data.samples)])
     assert 4 <= len(named) <= 8 and named <= held
     assert sum(isinstance(event, SaveDue) for event in events) == 1
+
+
+def test_only_some_of_many_samples_are_named():
+    stems = [f"scene_{number:03d}" for number in range(200)]
+    watch = LossWatch(finite=torch.tensor(True))
+    watch.see(torch.tensor(float("nan")), stems)
+    with pytest.raises(DivergedError, match="scene_007 and 192 more; look at them"):
+        watch.check(1)
 
 
 def test_training_starts_from_a_given_checkpoint(tiny_data, tmp_path):
