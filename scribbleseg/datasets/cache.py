@@ -103,7 +103,9 @@ class SceneCache:
             raise InputError("no scenes to cache; expected at least one sample")
         in_file_order = sorted(range(len(scenes)), key=lambda i: str(scenes[i].image))
         stored = [scenes[i] for i in in_file_order]
-        path = data_path(f"format {FORMAT}", (p for scene in stored for p in _files(scene)), folder)
+        # The names too: links by other names to the same files are other samples.
+        kind = "\0".join([f"format {FORMAT}", *(scene.stem for scene in stored)])
+        path = data_path(kind, (p for scene in stored for p in _files(scene)), folder)
 
         def load(index: Index) -> SceneCache:
             stems = np.array(index["stems"])

@@ -91,6 +91,18 @@ def test_all_orders_share_one_file(scenes: list[ScenePaths], tmp_path: Path) -> 
     assert part.fingerprint != forward.fingerprint
 
 
+def test_links_by_other_names_are_other_samples(tiny_root: Path, tmp_path: Path) -> None:
+    before = SceneCache.open(list_scenes(tiny_root, "train", need_masks=True), tmp_path)
+    for path in list((tiny_root / "train").rglob("*.png")):
+        link = tiny_root / "linked" / path.parent.name / f"other_{path.name}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    linked = list_scenes(tiny_root, "linked", need_masks=True)
+    after = SceneCache.open(linked, tmp_path)
+    assert_holds(after, linked)
+    assert after.fingerprint != before.fingerprint
+
+
 def test_changed_data_get_another_cache(tiny_root: Path, tmp_path: Path) -> None:
     scenes = list_scenes(tiny_root, "train", need_masks=True)
     before = SceneCache.open(scenes, tmp_path)
