@@ -464,6 +464,8 @@ def evaluate(command: Evaluate) -> None:
         honour_strokes=command.honour_strokes,
         watch=bar,
     )
+    for line in result.warnings:
+        _tell(f"warning: {line}")
     say(evaluation.format_table(result))
     if command.out is not None:
         from scribbleseg.report.page import write_evaluation_page

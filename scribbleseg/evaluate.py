@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from torch import nn
 
 from scribbleseg.config import FinetuneConfig
+from scribbleseg.datasets.doubts import Doubt, describe_doubts, find_doubts
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
     OBJECT,
@@ -89,6 +90,8 @@ class Evaluation:
     """Sums over the split first: object_iou, background_iou, miou."""
     settings: dict[str, Any]
     """What was evaluated, and how: checkpoint, root, split, fold, flip, honour_strokes, ..."""
+    warnings: tuple[str, ...] = ()
+    """Why the figures may not be what they seem, one line each."""
 
     @property
     def part(self) -> str:
@@ -211,10 +214,17 @@ def evaluate(
     )
     if out is not None:
         make_folder(out)
+    doubts: list[Doubt] = []
+
+    def read(paths: ScenePaths) -> Scene:
+        scene = read_scene(paths)
+        doubts.extend(find_doubts(scene, paths.image, paths.scribbles))
+        return scene
+
     metrics = SegmentationMetrics()
     results = score_scenes(
         predictor.model,
-        (read_scene(each) for each in watch(paths)),
+        map(read, watch(paths)),
         config,
         predictor.device,
         metrics=metrics,
@@ -243,7 +253,8 @@ def evaluate(
         "long_side": config.data.long_side,
         "device": predictor.device.type,
     }
-    evaluation = summarise(rows, metrics, settings)
+    warnings = describe_doubts(doubts)
+    evaluation = dataclasses.replace(summarise(rows, metrics, settings), warnings=tuple(warnings))
     if out is not None:
         write_evaluation(evaluation, out)
     return evaluation
@@ -285,6 +296,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
         "means": evaluation.means,
         "intervals": {"level": 0.95, **evaluation.intervals},
         "pooled": evaluation.pooled,
+        "warnings": evaluation.warnings,
         "settings": evaluation.settings,
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from scribbleseg.checkpoint import list_broken, read_model, transfer
 from scribbleseg.config import FinetuneConfig, Looker, StrokesConfig, require
-from scribbleseg.datasets.files import IMAGE_SUFFIXES, File, is_turned_file
+from scribbleseg.datasets.doubts import Doubt, describe_doubts, find_doubts
+from scribbleseg.datasets.files import IMAGE_SUFFIXES
 from scribbleseg.datasets.scenes import (
     LABEL_SUFFIXES,
     RESPELL,
@@ -46,16 +47,6 @@ from scribbleseg.runs import find_checkpoint
 from scribbleseg.scribbles.encode import OBJECT
 
 logger = logging.getLogger(__name__)
-
-# What is told of files whose masks are likely not what is wanted; {} is their number.
-COVERED = (
-    "strokes cover more than half of the photograph, as in {} file(s); unlabelled is 255, "
-    "background strokes are 0: `scribbleseg data convert --strokes` recodes them"
-)
-TURNED = (
-    "viewers turn this photograph (EXIF), as they do {} file(s); strokes are taken to lie as its "
-    "pixels are stored, and so do the masks: store photographs upright before strokes are drawn"
-)
 
 # The coarsest stride of the deepest network (model.depth 6): divisible by every level's stride.
 STRIDE = 32
@@ -546,8 +537,11 @@ def predict_folder(
                 "remove it, or give another folder as out"
             )
         _require_own(folder, scenes)
-    warn_of(COVERED, [each.scribbles for each in scenes if is_covered(read_scene(each).scribbles)])
-    warn_of(TURNED, [each.image for each in scenes if is_turned_file(each.image)])
+    doubts: list[Doubt] = []
+    for paths in scenes:
+        doubts += find_doubts(read_scene(paths), paths.image, paths.scribbles)
+    for line in describe_doubts(doubts):
+        logger.warning("warning: %s", line)
     told = partial(
         answer,
         predictor,
@@ -556,22 +550,6 @@ def predict_folder(
         sure=sure,
     )
     return _write_masks(told, scenes, out)
-
-
-def is_covered(scribbles: UInt8[np.ndarray, "h w"]) -> bool:
-    """Return whether strokes cover more than half of a photograph, as nobody's do."""
-    return bool(np.count_nonzero(scribbles != UNLABELLED) > scribbles.size / 2)
-
-
-def warn_of(doubt: str, files: Sequence[File | str]) -> None:
-    """Tell of files whose masks are likely not what is wanted: the first, and how many there are.
-
-    Args:
-        doubt: `COVERED` or `TURNED`.
-        files: The files; none: nothing is told.
-    """
-    if files:
-        logger.warning("warning: %s: %s", files[0], doubt.format(len(files)))
 
 
 def _require_own(out: Path, scenes: list[ScenePaths]) -> None:

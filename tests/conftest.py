@@ -46,6 +46,21 @@ def write_scenes(root: Path, split: str, count: int, *, seed: int = 0, masks: bo
             Image.fromarray(mask).save(root / split / "ground_truth" / f"{stem}.png")
 
 
+def make_doubtful(split: Path) -> None:
+    """Spoil the first three scenes: strokes on all of it, a turned photograph, a wrong stroke."""
+    first, second, third, *_ = sorted(path.stem for path in (split / "images").iterdir())
+    for stem, spoil in ((first, np.s_[:]), (third, np.s_[:2])):
+        with Image.open(split / "scribbles" / f"{stem}.png") as picture:
+            strokes = np.array(picture)
+        strokes[spoil] = 0 if stem == first else 1
+        Image.fromarray(strokes).save(split / "scribbles" / f"{stem}.png")
+    with Image.open(split / "images" / f"{second}.png") as picture:
+        picture.load()
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(split / "images" / f"{second}.png", exif=exif)
+
+
 @contextlib.contextmanager
 def disk_full_after(size: int) -> Iterator[None]:
     """A stand-in for a full disk: the kernel refuses to let any file grow past `size` bytes.

@@ -17,6 +17,7 @@ from scribbleseg.config import DataConfig, FinetuneConfig, PredictConfig
 from scribbleseg.errors import InputError
 from scribbleseg.evaluate import Evaluation, evaluate, format_table, list_scored, object_share
 from scribbleseg.predict import Predictor
+from tests.conftest import make_doubtful
 
 STEMS = ["a", "b", "c", "d", "e"]
 
@@ -134,6 +135,18 @@ def test_a_fold_is_scored_alone_and_each_image_is_watched(predictor: Predictor, 
     found = evaluate(predictor, root, "val", None, fold=1, watch=watch)
     assert [row.stem for row in found.rows] == watched == ["b", "d"]
     assert found.part == "val, fold 1"
+
+
+def test_what_is_doubtful_is_told_and_noted(predictor: Predictor, root: Path, tmp_path: Path):
+    make_doubtful(root / "val")
+    found = evaluate(predictor, root, "val", tmp_path / "out")
+    covered, turned, contradicted = found.warnings
+    assert covered.startswith(f"{root}/val/scribbles/a.png: strokes cover more than half")
+    assert turned.startswith(f"{root}/val/images/b.png: viewers turn")
+    assert "strokes contradict the mask, as in 1 file(s)" in contradicted
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["warnings"] == [
+        *found.warnings
+    ]
 
 
 def test_a_split_without_ground_truth_is_refused(predictor: Predictor, root: Path, tmp_path: Path):

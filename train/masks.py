@@ -12,11 +12,12 @@ import pyarrow as pa
 import torch
 from pyarrow.fs import FileSystem, FileType
 
-from scribbleseg.datasets.files import FileBytes, is_turned_file, reason, require_pixels
+from scribbleseg.datasets.doubts import Doubt, find_doubts
+from scribbleseg.datasets.files import FileBytes, reason, require_pixels
 from scribbleseg.datasets.scenes import Scene, read_drawn
 from scribbleseg.device import pick_device, prepare_cpu
 from scribbleseg.errors import InputError
-from scribbleseg.predict import COVERED, TURNED, Predictor, answer, is_covered
+from scribbleseg.predict import Predictor, answer
 from scribbleseg.runs import RunFolder, open_storage
 from train.places import require_mark
 
@@ -50,17 +51,8 @@ class Failure(NamedTuple):
     """Why, on one line."""
 
 
-class Doubt(NamedTuple):
-    """A photograph that has its mask, which is likely not what is wanted."""
-
-    file: str
-    """The file that is to blame, with its folder."""
-    reason: str
-    """`predict.COVERED` or `predict.TURNED`."""
-
-
 Outcome = Failure | Doubt | None
-"""What became of a photograph; None: its mask is there."""
+"""What became of a photograph; None: its mask is there. So it is where there is a doubt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +82,7 @@ class Folders:
         for file in (image, scribbles):
             require_pixels(file, max_pixels)
         scene = read_drawn(drawn.stem, image, scribbles)
-        if is_covered(scene.scribbles):
-            return scene, Doubt(scribbles.name, COVERED)
-        return scene, Doubt(image.name, TURNED) if is_turned_file(image) else None
+        return scene, next(iter(find_doubts(scene, image, scribbles)), None)
 
     def is_done(self, stem: str, probabilities: bool) -> bool:
         """Return whether what is wanted of a photograph has been written, whole."""

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from scribbleseg.cli import exit_status, say
 from scribbleseg.config import Looker, parse_arguments, require, to_dict
+from scribbleseg.datasets.doubts import Doubt, describe_doubts
 from scribbleseg.datasets.files import MAX_MEGAPIXELS
 from scribbleseg.errors import InputError
-from scribbleseg.predict import COVERED, TURNED, Predictor, load_as_asked, warn_of
+from scribbleseg.predict import Predictor, load_as_asked
 from train.launch import (
     ClusterConfig,
     Resources,
@@ -36,7 +37,6 @@ from train.launch import (
 )
 from train.masks import (
     SCENES_AHEAD,
-    Doubt,
     Drawn,
     Failure,
     Folders,
@@ -140,8 +140,8 @@ def main(arguments: Sequence[str]) -> None:
         told = list(_watch(outcomes, len(work.drawn)))
     failures = [*work.failures, *(each for each in told if isinstance(each, Failure))]
     write_failures(target, failures)
-    for doubt in (COVERED, TURNED):
-        warn_of(doubt, [each.file for each in told if each.reason == doubt])
+    for line in describe_doubts(each for each in told if isinstance(each, Doubt)):
+        sys.stderr.write(f"warning: {line}\n")
     say(f"{job.out}: {total - len(failures)} mask(s)")
     if failures:
         first = failures[0]

@@ -128,7 +128,7 @@ def assemble_finetune(settings: dict[str, Any], device: torch.device, *, resumed
             f"{config.model.architecture} ({numbers / 1e6:.1f} M parameters) on "
             f"{len(data.samples)} images, validated on {data.num_validation}"
         ),
-        warnings=[],
+        warnings=[f"warning: {line}" for line in data.warnings],
         events=partial(segment.fit, state, data, config, device=device, precision=precision),
     )
 
@@ -151,6 +151,8 @@ def assemble_pretrain(settings: dict[str, Any], device: torch.device, *, resumed
     warnings = [f"skipped {path}: {reason}" for path, reason in skipped[:SKIPPED_SHOWN]]
     if len(skipped) > SKIPPED_SHOWN:
         warnings.append(f"... and {len(skipped) - SKIPPED_SHOWN} more skipped")
+    if probed is not None:
+        warnings += [f"warning: {line}" for line in probed.doubts]
     return Assembly(
         kind="dino",
         config=resolved,

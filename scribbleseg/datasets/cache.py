@@ -26,11 +26,12 @@ import numpy as np
 from filelock import FileLock
 from jaxtyping import Bool, Int64, Shaped, UInt8
 
+from scribbleseg.datasets.doubts import Doubt, describe_doubts, find_doubts
 from scribbleseg.datasets.files import cache_folder
 from scribbleseg.datasets.scenes import Scene, ScenePaths, read_scene
 from scribbleseg.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 ALIGNMENT = 16
 DAYS_KEPT = 30
 NUM_THREADS = 4
@@ -84,6 +85,8 @@ class SceneCache:
     """Of each: height and width in pixels, and where image, scribbles and mask begin, in bytes; -1
     where there is no mask.
     """
+    doubts: tuple[str, ...]
+    """What is doubtful about the samples, a line for each reason: see `doubts.describe_doubts`."""
 
     @staticmethod
     def open(scenes: Sequence[ScenePaths], folder: str | Path | None) -> "SceneCache":
@@ -116,6 +119,7 @@ class SceneCache:
                 fingerprint=index["fingerprint"],
                 stems=stems[as_asked],
                 places=places[as_asked],
+                doubts=tuple(index["doubts"]),
             )
 
         return open_or_build(path, load, partial(_build, stored))
@@ -289,17 +293,25 @@ def _build(scenes: Sequence[ScenePaths], write: Write) -> Index:
     stems: list[str] = []
     places: list[int] = []
     digests: list[tuple[str, str]] = []
-    for scene, digest in read_ahead(_read, scenes):
+    doubts: list[Doubt] = []
+    for scene, digest, doubtful in read_ahead(_read, scenes):
         stems.append(scene.stem)
         places += _append(write, scene)
         digests.append((scene.stem, digest))
-    return {"fingerprint": fingerprint_of(digests), "stems": stems, "places": places}
+        doubts += doubtful
+    return {
+        "fingerprint": fingerprint_of(digests),
+        "stems": stems,
+        "places": places,
+        "doubts": describe_doubts(doubts),
+    }
 
 
-def _read(paths: ScenePaths) -> tuple[Scene, str]:
-    """Decode a scene and hash its files."""
+def _read(paths: ScenePaths) -> tuple[Scene, str, list[Doubt]]:
+    """Decode a scene, hash its files, and look for what is doubtful."""
     scene = read_scene(paths)
-    return scene, " ".join(hash_file(path) for path in _files(paths))
+    digest = " ".join(hash_file(path) for path in _files(paths))
+    return scene, digest, find_doubts(scene, paths.image, paths.scribbles)
 
 
 def _append(write: Write, scene: Scene) -> tuple[int, int, int, int, int]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from scribbleseg.datasets.doubts import is_covered, num_contradicting
 from scribbleseg.datasets.files import IMAGE_SUFFIXES, is_turned_file, write_picture
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
@@ -236,18 +237,15 @@ def oddities(scene: Scene) -> list[tuple[str, str]]:
             found.append(("no background stroke", ""))
         case _:
             pass
-    if num_pixels > scene.scribbles.size / 2:
+    if is_covered(scene.scribbles):
         share = num_pixels / scene.scribbles.size
         found.append(("strokes cover more than half of the image", f"{share:.0%}"))
-    if scene.mask is not None:
-        if not (scene.mask == OBJECT).any():
-            found.append(("no object in the mask", ""))
-        wrong = (object_stroke & (scene.mask == BACKGROUND)) | (
-            background_stroke & (scene.mask == OBJECT)
-        )
-        if wrong.any():
-            detail = f"{np.count_nonzero(wrong)} of {num_pixels} stroke pixels"
-            found.append(("strokes contradict the mask", detail))
+    if scene.mask is not None and not (scene.mask == OBJECT).any():
+        found.append(("no object in the mask", ""))
+    num_wrong = num_contradicting(scene)
+    if num_wrong > 0:
+        detail = f"{num_wrong} of {num_pixels} stroke pixels"
+        found.append(("strokes contradict the mask", detail))
     return found
 
 

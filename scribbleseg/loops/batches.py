@@ -133,6 +133,8 @@ class RunData:
     """Decoded scenes, training and validation."""
     num_validation: int
     """Validation scenes over all ranks; 0: the run does not validate."""
+    warnings: tuple[str, ...]
+    """What a person should know of the samples, one line each."""
 
     def plan(self, config: FinetuneConfig, start_step: int = 0) -> BatchPlan:
         """Return this rank's batches from `start_step` on."""
@@ -229,4 +231,5 @@ def open_data(config: FinetuneConfig) -> RunData:
         validation=tuple(positions[rank() :: world_size()]),
         cache=cache,
         num_validation=len(validation),
+        warnings=cache.doubts,
     )

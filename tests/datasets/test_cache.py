@@ -17,6 +17,7 @@ from scribbleseg.datasets import cache as cache_module
 from scribbleseg.datasets.cache import ALIGNMENT, DAYS_KEPT, NUM_THREADS, SceneCache, read_ahead
 from scribbleseg.datasets.scenes import Scene, ScenePaths, list_scenes, read_scene
 from scribbleseg.errors import InputError
+from tests.conftest import make_doubtful
 
 
 def assert_holds(cache: SceneCache, scenes: list[ScenePaths]) -> None:
@@ -101,6 +102,22 @@ def test_links_by_other_names_are_other_samples(tiny_root: Path, tmp_path: Path)
     after = SceneCache.open(linked, tmp_path)
     assert_holds(after, linked)
     assert after.fingerprint != before.fingerprint
+
+
+def test_it_remembers_what_is_doubtful(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert SceneCache.open(list_scenes(tiny_root, "train", need_masks=True), tmp_path).doubts == ()
+    make_doubtful(tiny_root / "train")
+    scenes = list_scenes(tiny_root, "train", need_masks=True)
+    built = SceneCache.open(scenes, tmp_path)
+    covered, turned, contradicted = built.doubts
+    assert covered.startswith(f"{scenes[0].scribbles}: strokes cover") and "1 file(s)" in covered
+    assert turned.startswith(f"{scenes[1].image}: viewers turn") and "1 file(s)" in turned
+    assert contradicted.startswith(f"{scenes[0].scribbles}: strokes contradict the mask")
+    assert "2 file(s)" in contradicted
+    forbid_decoding(monkeypatch)
+    assert SceneCache.open(scenes[::-1], tmp_path).doubts == built.doubts
 
 
 def test_changed_data_get_another_cache(tiny_root: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from scribbleseg.config import to_dict
 from scribbleseg.errors import InputError
 from scribbleseg.loops.steps import EpochDone, StepDone
 from scribbleseg.runs import RunFolder
-from tests.conftest import disk_full_after, write_scenes
+from tests.conftest import disk_full_after, make_doubtful, write_scenes
 from tests.loops.test_segment import same, settings
 from train.progress import Board
 from train.worker import (
@@ -24,6 +24,8 @@ from train.worker import (
     train_run,
     train_worker,
 )
+
+DOUBTS = ("strokes cover more than half", "viewers turn", "strokes contradict the mask")
 
 
 @pytest.fixture
@@ -57,6 +59,20 @@ def test_a_run_that_ends_in_between_is_not_finished_and_goes_on(tiny_data, tmp_p
     assert told == [3] and run.finished() and whole.finished()
     trainers = [read_trainer(each.fetch(3, tmp_path / each.name / "got")) for each in (whole, run)]
     assert same(*trainers)
+
+
+def test_what_is_doubtful_about_the_data_is_said_before_the_start(tmp_path):
+    write_scenes(tmp_path / "data", "train", 10)
+    make_doubtful(tmp_path / "data" / "train")
+    board = Board()
+    payload = {
+        "config": to_dict(settings(tmp_path / "data", train__epochs=1)), "recipe": "cpu",
+        "git_commit": None, "board": board, "storage": str(tmp_path), "name": "run", "cpus": 1,
+        "gpus": 0,
+    }  # fmt: skip
+    train_run(payload, assemble_finetune, lambda *_: None)
+    told = [line for line in board.lines if line.startswith("warning: ")]
+    assert [words in line for words, line in zip(DOUBTS, told, strict=True)] == [True] * 3
 
 
 def test_a_run_goes_on_with_the_data_that_it_began_with(tiny_data, tmp_path):
