@@ -8,6 +8,7 @@ split first; they favour large objects. Both are written, and each is called by 
 import csv
 import dataclasses
 import io
+import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import UInt8
 from torch import nn
 
-from scribbleseg.config import FinetuneConfig
+from scribbleseg.config import DataConfig, FinetuneConfig
 from scribbleseg.datasets.doubts import Doubt, describe_doubts, find_doubts
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
@@ -27,6 +28,7 @@ from scribbleseg.datasets.scenes import (
     UNLABELLED,
     Scene,
     ScenePaths,
+    choose_stems,
     fold_stems,
     list_scenes,
     read_scene,
@@ -167,7 +169,11 @@ def list_scored(
             f"{truth}: no such folder; evaluating needs a mask per image; name a split that has "
             "them, or use `scribbleseg predict`, which needs none"
         )
-    scenes = list_scenes(root, split, need_masks=True)
+    return _keep_fold(list_scenes(root, split, need_masks=True), fold, num_folds)
+
+
+def _keep_fold(scenes: list[ScenePaths], fold: int | None, num_folds: int) -> list[ScenePaths]:
+    """Return the samples of one fold of a split; None: all."""
     if fold is None:
         return scenes
     kept = set(fold_stems([scene.stem for scene in scenes], fold, num_folds)[1])
@@ -209,9 +215,9 @@ def evaluate(
             cannot be made.
     """
     config = predictor.config
-    paths = list_scored(
-        root, split, fold=fold, num_folds=config.data.num_folds, cache_dir=cache_dir
-    )
+    num_folds = config.data.num_folds
+    whole = list_scored(root, split, fold=None, num_folds=num_folds, cache_dir=cache_dir)
+    paths = _keep_fold(whole, fold, num_folds)
     if out is not None:
         make_folder(out)
     doubts: list[Doubt] = []
@@ -254,10 +260,38 @@ def evaluate(
         "device": predictor.device.type,
     }
     warnings = describe_doubts(doubts)
+    trained_on = config.data
+    # Addresses of object stores pass through: equal ones stay equal.
+    same_root = trained_on.root and os.path.realpath(root) == os.path.realpath(trained_on.root)
+    if same_root and split == trained_on.split:
+        warnings += _warn_of_known(paths, whole, trained_on)
     evaluation = dataclasses.replace(summarise(rows, metrics, settings), warnings=tuple(warnings))
     if out is not None:
         write_evaluation(evaluation, out)
     return evaluation
+
+
+def _warn_of_known(
+    scored: Sequence[ScenePaths], whole: Sequence[ScenePaths], data: DataConfig
+) -> list[str]:
+    """Return a line if images are scored that the network was trained on.
+
+    Args:
+        scored: Samples of the split that it was trained on.
+        whole: All samples of that split.
+        data: How it was trained.
+    """
+    if data.fold is not None and len(whole) < data.num_folds:
+        # Not the samples of then: those had a fold each.
+        return []
+    known = set(choose_stems([scene.stem for scene in whole], data)[0])
+    number = sum(scene.stem in known for scene in scored)
+    if not number:
+        return []
+    remedy = "score images that it has not seen"
+    if data.fold is not None:
+        remedy = f"--fold {data.fold} scores those held out"
+    return [f"{number} of these {len(scored)} images were trained on, which flatters; {remedy}"]
 
 
 def summarise(

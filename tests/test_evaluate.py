@@ -137,6 +137,32 @@ def test_a_fold_is_scored_alone_and_each_image_is_watched(predictor: Predictor, 
     assert found.part == "val, fold 1"
 
 
+@pytest.mark.parametrize(
+    ("data", "fold", "told"),
+    [
+        ({}, None, "3 of these 5 images were trained on, which flatters; --fold 1 scores"),
+        ({}, 0, "3 of these 3 images"),
+        ({}, 1, None),
+        ({"share": 0.5}, None, "2 of these 5 images"),
+        ({"fold": None}, None, "5 of these 5 images were trained on, which flatters; score images"),
+        ({"split": "train"}, None, None),
+        ({"root": ""}, None, None),
+        # Smaller than when it was trained on.
+        ({"num_folds": 6}, None, None),
+    ],
+)
+def test_images_that_were_trained_on_are_told_of(
+    predictor: Predictor, root: Path, monkeypatch, data, fold: int | None, told: str | None
+):
+    # Where an unknown root could be taken for this one.
+    monkeypatch.chdir(root)
+    settings = {"root": f"{root}/", "split": "val", "fold": 1, "num_folds": 2} | data
+    config = dataclasses.replace(predictor.config, data=DataConfig(long_side=64, **settings))
+    predictor = dataclasses.replace(predictor, config=config)
+    warnings = evaluate(predictor, root, "val", None, fold=fold).warnings
+    assert [line.startswith(told or "") for line in warnings] == ([True] if told else [])
+
+
 def test_what_is_doubtful_is_told_and_noted(predictor: Predictor, root: Path, tmp_path: Path):
     make_doubtful(root / "val")
     found = evaluate(predictor, root, "val", tmp_path / "out")

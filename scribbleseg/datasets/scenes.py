@@ -23,6 +23,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from scribbleseg.config import DataConfig
 from scribbleseg.datasets.files import (
     DECODE_ERRORS,
     IMAGE_SUFFIXES,
@@ -301,6 +302,19 @@ def fold_stems(stems: Sequence[str], fold: int, num_folds: int) -> tuple[list[st
     ordered = sorted(stems)
     train = [stem for position, stem in enumerate(ordered) if position % num_folds != fold]
     return train, ordered[fold::num_folds]
+
+
+def choose_stems(stems: Sequence[str], data: DataConfig) -> tuple[list[str], list[str]]:
+    """Return those stems of `data.split` that a run trains on, and those it holds out, sorted.
+
+    Raises:
+        InputError: a fold would be empty.
+    """
+    train, held_out = sorted(stems), list[str]()
+    if data.fold is not None:
+        train, held_out = fold_stems(stems, data.fold, data.num_folds)
+    count = max(1, round(data.share * len(train)))
+    return [train[index * len(train) // count] for index in range(count)], held_out
 
 
 def write_png(path: Path, array: UInt8[np.ndarray, "h w *c"], *, palette: bool = False) -> None:

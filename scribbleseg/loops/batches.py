@@ -1,9 +1,10 @@
 """Which samples a run trains and validates on, in which order, and each rank's share of them."""
 
 import gc
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from scribbleseg.config import FinetuneConfig, TrainConfig, require_shares
 from scribbleseg.datasets.cache import SceneCache
 from scribbleseg.datasets.remote import outside
-from scribbleseg.datasets.scenes import ScenePaths, fold_stems, list_scenes
+from scribbleseg.datasets.scenes import ScenePaths, choose_stems, list_scenes
 from scribbleseg.datasets.transforms import TrainSamples
 from scribbleseg.datasets.workers import prepare_workers, worker_init
 from scribbleseg.distributed import rank, world_size
 from scribbleseg.errors import InputError
 
-T = TypeVar("T")
 Batch = dict[str, Any]
 
 
@@ -186,11 +186,6 @@ def make_loader(
     )
 
 
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """Return `count` of the items (at most all of them), evenly spread, in order."""
-    return [items[index * len(items) // count] for index in range(count)]
-
-
 def open_data(config: FinetuneConfig) -> RunData:
     """Read, check and cache the samples that `config` names.
 
@@ -202,17 +197,14 @@ def open_data(config: FinetuneConfig) -> RunData:
         raise InputError("data.root is not set; expected the folder of your data: --data.root DIR")
     need_masks = config.loss.supervision == "mask" or data.fold is not None
     scenes = list_scenes(data.root, data.split, need_masks=need_masks, cache_dir=data.cache_dir)
-    validation: list[ScenePaths] = []
-    if data.fold is not None:
-        _, stems = fold_stems([s.stem for s in scenes], data.fold, data.num_folds)
-        held_out = set(stems)
-        validation = [s for s in scenes if s.stem in held_out]
-        scenes = [s for s in scenes if s.stem not in held_out]
-    elif data.val_split is not None:
+    by_stem = {scene.stem: scene for scene in scenes}
+    trained, held_out = choose_stems(list(by_stem), data)
+    scenes = [by_stem[stem] for stem in trained]
+    validation = [by_stem[stem] for stem in held_out]
+    if data.val_split is not None:
         validation = list_scenes(
             data.root, data.val_split, need_masks=True, cache_dir=data.cache_dir
         )
-    scenes = spread(scenes, max(1, round(data.share * len(scenes))))
     for folder in data.extra:
         root, split = outside(folder)
         scenes += list_scenes(root, split, need_masks=need_masks, cache_dir=data.cache_dir)
@@ -231,5 +223,18 @@ def open_data(config: FinetuneConfig) -> RunData:
         validation=tuple(positions[rank() :: world_size()]),
         cache=cache,
         num_validation=len(validation),
-        warnings=cache.doubts,
+        warnings=(*cache.doubts, *_warn_of_known(scenes, validation)),
     )
+
+
+def _warn_of_known(scenes: Sequence[ScenePaths], validation: Sequence[ScenePaths]) -> list[str]:
+    """Return a line if images that are validated are trained on, by whatever paths."""
+    trained = {os.path.realpath(scene.image) for scene in scenes} if validation else set[str]()
+    known = [scene.image for scene in validation if os.path.realpath(scene.image) in trained]
+    if not known:
+        return []
+    return [
+        f"{known[0]}: trained on and validated on, as {len(known)} of the {len(validation)} "
+        "validation images are: their scores flatter; take them out of data.extra, or validate on "
+        "others (data.fold, data.val_split)"
+    ]

@@ -109,6 +109,23 @@ def test_further_splits_are_trained_on_and_never_validated_on(tiny_data, tmp_pat
         open_data(settings(tiny_data, data__extra=[f"{tmp_path}/less"]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({"data__extra": ["linked"]}, "3 of the 3"),
+        ({"data__extra": ["linked"], "data__fold": None}, None),
+        ({"data__fold": None, "data__val_split": "train"}, "14 of the 14"),
+        ({"data__fold": None, "data__val_split": "test"}, None),
+    ],
+)
+def test_images_that_are_trained_on_and_validated_are_told_of(tiny_data, tmp_path, changes, known):
+    (tmp_path / "linked").symlink_to(tiny_data / "train")
+    if "data__extra" in changes:
+        changes = changes | {"data__extra": [str(tmp_path / "linked")]}
+    warnings = open_data(settings(tiny_data, **changes)).warnings
+    assert [f"{known} validation images" in line for line in warnings] == ([True] if known else [])
+
+
 @pytest.mark.parametrize("changes", [{}, {"loss__supervision": "strokes"}])
 def test_data_without_masks_are_told_how_to_be_trained_on(tmp_path, changes):
     from tests.conftest import write_scenes
