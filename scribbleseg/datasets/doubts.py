@@ -68,6 +68,7 @@ def num_contradicting(scene: Scene) -> int:
 def describe_doubts(doubts: Iterable[Doubt]) -> list[str]:
     """Return a line for each reason: the first file, and how many there are."""
     files: dict[str, list[str]] = {COVERED: [], TURNED: [], CONTRADICTED: []}
-    for file, reason in doubts:
+    # Each once, though a scene may be trained on and validated on.
+    for file, reason in dict.fromkeys(doubts):
         files[reason].append(file)
     return [f"{those[0]}: {reason.format(len(those))}" for reason, those in files.items() if those]

@@ -118,6 +118,8 @@ def test_it_remembers_what_is_doubtful(
     assert "2 file(s)" in contradicted
     forbid_decoding(monkeypatch)
     assert SceneCache.open(scenes[::-1], tmp_path).doubts == built.doubts
+    monkeypatch.undo()
+    assert SceneCache.open([*scenes, *scenes], tmp_path).doubts == built.doubts
 
 
 def test_changed_data_get_another_cache(tiny_root: Path, tmp_path: Path) -> None:
