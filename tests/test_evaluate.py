@@ -169,7 +169,7 @@ def test_what_is_doubtful_is_told_and_noted(predictor: Predictor, root: Path, tm
     covered, turned, contradicted = found.warnings
     assert covered.startswith(f"{root}/val/scribbles/a.png: strokes cover more than half")
     assert turned.startswith(f"{root}/val/images/b.png: viewers turn")
-    assert "strokes contradict the mask, as in 1 file(s)" in contradicted
+    assert "contradicts the mask, as in 1 file(s)" in contradicted
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["warnings"] == [
         *found.warnings
     ]

@@ -114,7 +114,7 @@ def test_it_remembers_what_is_doubtful(
     covered, turned, contradicted = built.doubts
     assert covered.startswith(f"{scenes[0].scribbles}: strokes cover") and "1 file(s)" in covered
     assert turned.startswith(f"{scenes[1].image}: viewers turn") and "1 file(s)" in turned
-    assert contradicted.startswith(f"{scenes[0].scribbles}: strokes contradict the mask")
+    assert contradicted.startswith(f"{scenes[0].scribbles}: more than a tenth of the strokes")
     assert "2 file(s)" in contradicted
     forbid_decoding(monkeypatch)
     assert SceneCache.open(scenes[::-1], tmp_path).doubts == built.doubts

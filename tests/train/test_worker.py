@@ -25,7 +25,7 @@ from train.worker import (
     train_worker,
 )
 
-DOUBTS = ("strokes cover more than half", "viewers turn", "strokes contradict the mask")
+DOUBTS = ("strokes cover more than half", "viewers turn", "of the strokes contradicts")
 
 
 @pytest.fixture
