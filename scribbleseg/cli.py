@@ -120,7 +120,7 @@ class DataSplit:
     folds: int = 5
     """Number of folds (2 or more)."""
     holdout: float = 0.0
-    """Share of the stems drawn into val.txt [0, 1)."""
+    """Share of the stems drawn into val.txt [0, 1); the folds are of all stems, these too."""
     seed: int = 0
     """Seed of that draw."""
 
@@ -220,7 +220,7 @@ class Pull:
     """Folder to make."""
     half: bool = False
     """To give away: weights in half precision, without where the data lay and without the state
-    that a resumed run needs. A sixth of the size.
+    that a resumed run needs. A tenth of the size.
     """
 
 

@@ -48,6 +48,9 @@ from scribbleseg.scribbles.encode import OBJECT
 
 logger = logging.getLogger(__name__)
 
+BULK = "predict.json"
+"""What `train.predict` leaves beside its masks, to say what made them."""
+
 # The coarsest stride of the deepest network (model.depth 6): divisible by every level's stride.
 STRIDE = 32
 # Probabilities that follow edges reach 0 and 1, whose logits are infinite: these are the last ones.
@@ -537,6 +540,11 @@ def predict_folder(
                 "remove it, or give another folder as out"
             )
         _require_own(folder, scenes)
+    if (out / BULK).is_file():
+        raise InputError(
+            f"{out}: holds {BULK}, so its masks are of train.predict, which says there what made "
+            "them; give another folder as out"
+        )
     doubts: list[Doubt] = []
     for paths in scenes:
         doubts += find_doubts(read_scene(paths), paths.image, paths.scribbles)
@@ -575,11 +583,12 @@ def _pair(images: Path, scribbles: Path) -> list[ScenePaths]:
     ):
         if lacking:
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            kinds = " or ".join(LABEL_SUFFIXES if folder == scribbles else IMAGE_SUFFIXES)
             remedy = "add the missing files or remove their partners"
             if are_respelled(photographs, drawings):
                 remedy = RESPELL.format(shlex.join([str(images), str(scribbles)]))
             raise InputError(
-                f"{folder}: no file for {', '.join(lacking[:3])}{more}, which {there} has; "
+                f"{folder}: no {kinds} file for {', '.join(lacking[:3])}{more}, which {there} has; "
                 f"expected the same stems in both; {remedy}"
             )
     return [

@@ -551,7 +551,7 @@ def test_stems_in_another_unicode_spelling(predictor: Predictor, folders):
     image, drawing = min(images.iterdir()), min(scribbles.iterdir())
     image.rename(image.with_stem("caf\u00e9"))
     drawing.rename(drawing.with_stem("cafe\u0301"))
-    with pytest.raises(InputError, match=f"no file for.*Unicode.*--nfc {images} {scribbles}`"):
+    with pytest.raises(InputError, match=f"file for.*Unicode.*--nfc {images} {scribbles}`"):
         predict_folder(predictor, images, scribbles, out)
 
 

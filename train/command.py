@@ -201,7 +201,11 @@ def carry_out(
         "name": name,
     }
     with sole(place):
-        launch_job(worker, payload, order.launch, run)
+        try:
+            launch_job(worker, payload, order.launch, run)
+        except KeyboardInterrupt:
+            sys.stderr.write("the same command goes on\n")
+            raise
     return place, run
 
 

@@ -117,9 +117,10 @@ def require_own(folder: RunFolder, place: str, record: str) -> None:
     """
     found = folder.foreign(record)
     if found is not None:
+        wanted = record.removesuffix(".json")
         raise InputError(
-            f"{place}: holds {found}, which is not of what is to begin or go on there; choose "
-            "another --name, or move it away"
+            f"{place}: holds {found} of something else, expected a new folder, or one of a "
+            f"{wanted} with its {record}; choose another --name"
         )
 
 

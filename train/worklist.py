@@ -17,10 +17,11 @@ from pyarrow.fs import FileSelector, FileType
 from scribbleseg.datasets.files import IMAGE_SUFFIXES, reason
 from scribbleseg.datasets.scenes import LABEL_SUFFIXES
 from scribbleseg.errors import InputError
+from scribbleseg.predict import BULK
 from scribbleseg.runs import RunFolder, open_storage
 from train.masks import Drawn, Failure, Folders, is_whole
 
-RECORD, FAILED = "predict.json", "failed.csv"
+RECORD, FAILED = BULK, "failed.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,10 @@ def list_work(folders: Folders, probabilities: bool) -> Work:
     ):
         other = folders.scribbles if folder == folders.images else folders.images
         failures += [
-            Failure(f"{folder}/{file[stem].name}", f"no file of that stem in {other}")
+            Failure(
+                f"{folder}/{file[stem].name}",
+                f"no {_kinds(other, folders)} file of that stem in {other}",
+            )
             for stem in sorted(lacking)
         ]
     both = sorted(images.keys() & scribbles.keys())
@@ -75,6 +79,10 @@ def list_work(folders: Folders, probabilities: bool) -> Work:
             if stem in masks and masks[stem].time < max(images[stem].time, scribbles[stem].time)
         ],
     )
+
+
+def _kinds(folder: str, folders: Folders) -> str:
+    return " or ".join(LABEL_SUFFIXES if folder == folders.scribbles else IMAGE_SUFFIXES)
 
 
 class _Listed(NamedTuple):

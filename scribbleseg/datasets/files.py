@@ -194,9 +194,7 @@ def new_folder(out: Path) -> Generator[Path]:
             be made.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(
-            f"{out}: already there; expected a new folder; remove it or name another one"
-        )
+        raise InputError(f"{out}: already there; expected a new folder; name another one")
     place = place_of_new(out)
     partial = partial_path(place, os.getpid())
     try:

@@ -155,6 +155,11 @@ def list_scenes(
     root = local_copy(root, cache_dir, below=split)
     folder = root / split
     if not folder.is_dir():
+        if (root / "images").is_dir():
+            raise InputError(
+                f"{root}: found images/, so this is one split; expected the folder above it: give "
+                f"{root.absolute().parent}"
+            )
         found = ", ".join(list_splits(root)) or "no split"
         raise InputError(f"{folder}: no such split; {root} holds {found}; name one that exists")
     images = list_files(folder / "images", IMAGE_SUFFIXES)

@@ -393,7 +393,7 @@ def _is_made(out: Path, facts: dict[str, str | int]) -> bool:
     if found != facts:
         raise InputError(
             f"{out}: holds something else, expected a new folder or one with {wanted}; name "
-            "another --out, or remove it"
+            "another --out"
         )
     return True
 

@@ -47,7 +47,7 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
         if self.num_samples < self.batch_size:
             raise InputError(
                 f"train.batch_size is {self.batch_size}; expected at most {self.num_samples}, "
-                "the number of training samples"
+                f"the number of training samples: give --train.batch-size {self.num_samples}"
             )
         require_shares(self.batch_size, self.world_size, self.num_parts)
 

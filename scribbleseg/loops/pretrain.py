@@ -337,18 +337,18 @@ def collapse(row: Row, out_dim: int) -> str | None:
     if row["loss"] > 0.995 * math.log(out_dim):
         return (
             f"collapse: the loss is {row['loss']:.2f}, ln(out_dim) = {math.log(out_dim):.2f}: "
-            "nothing is learned; lower --dino.teacher-temperature, raise --train.batch-size or "
-            "--optim.learning-rate"
+            "nothing is learned; lower dino.teacher_temperature, raise train.batch_size or "
+            "optim.learning_rate"
         )
     if row["entropy"] < 1e-3:
         return (
             f"collapse: the teacher's entropy is {row['entropy']:.4f}: one prototype takes every "
-            "image; raise --dino.teacher-temperature, or lower --dino.centre-momentum"
+            "image; raise dino.teacher_temperature, or lower dino.centre_momentum"
         )
     if row["deviation"] < 0.05:
         return (
             f"collapse: the features' deviation is {row['deviation']:.4f}: all images look alike; "
-            "lower --optim.learning-rate, or raise --dino.ema-momentum"
+            "lower optim.learning_rate, or raise dino.ema_momentum"
         )
     return None
 

@@ -145,7 +145,10 @@ def test_ctrl_c_is_one_word_and_status_130(tiny_data, tmp_path, workers):
         wait_for(lambda: (stopped.last() or 0) >= 1, driver)
         os.killpg(driver.pid, signal.SIGINT)
         assert driver.wait(timeout=120) == 130, log.read_text()
-    assert log.read_text().endswith("stopped\n") and "Traceback" not in log.read_text()
+    assert (
+        log.read_text().endswith("the same command goes on\nstopped\n")
+        and "Traceback" not in log.read_text()
+    )
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_other_loaders_and_never_over_another_programs_files(
     for number, theirs in enumerate(("checkpoint_0001/model.pt", "best.json", "sweep.json")):
         other = RunFolder.at(storage, f"theirs{number}")
         other.write_file(theirs, b"work")
-        with pytest.raises(InputError, match=f"holds {theirs.partition('/')[0]}, which is not of"):
+        with pytest.raises(InputError, match=f"holds {theirs.partition('/')[0]} of something else"):
             choose_run(config, storage, recipe="cpu", name=other.name, fresh=False)
     RunFolder.at(storage, "notes").write_file("notes.txt", b"work")
     assert choose_run(config, storage, recipe="cpu", name="notes", fresh=False)[0] == "notes"

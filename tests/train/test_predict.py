@@ -68,6 +68,8 @@ def test_masks_made_here_are_the_plain_loops_and_are_not_made_twice(
     out = tmp_path / "out"
     main(arguments(checkpoint, split, out, "--probabilities"))
     assert written(out) == expected and len(expected) == 28
+    with pytest.raises(InputError, match="holds predict.json"):
+        plain(checkpoint, split, out)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     missing = sorted(times)[:3]
     for path in missing:
@@ -144,7 +146,9 @@ def test_bad_files_are_listed_and_the_rest_is_done(checkpoint, split, tmp_path):
         main(command)
     rows = {Path(file): why for file, why in failed(out).items()}
     assert rows.keys() == {scribbles[0], images[1], images[2], scribbles[3], images[4], images[5]}
-    assert "no file of that stem" in rows[images[1]] and "not such a picture" in rows[images[2]]
+    assert (
+        "no .png file of that stem" in rows[images[1]] and "not such a picture" in rows[images[2]]
+    )
     assert "5x5" in rows[scribbles[3]] and "megapixels" in rows[images[5]]
     assert len(written(out)) == 9
     for path in (*images[1:6], *scribbles[:1], *scribbles[2:6], images[4].with_suffix(".jpg")):

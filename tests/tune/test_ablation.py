@@ -329,7 +329,7 @@ def test_images_that_are_not_there_are_named(tiny_data):
 def test_a_folder_or_record_of_something_else_is_one_line(tiny_data, tmp_path):
     words = ["demo", f"--data.root={tiny_data}", f"--storage={tmp_path}"]
     for name, record, message in (
-        ("a", "sweep.json", "holds sweep.json, which is not of"),
+        ("a", "sweep.json", "holds sweep.json of something else"),
         ("b", "ablation.json", "lists no runs; restore it"),
     ):
         RunFolder.at(str(tmp_path), name).write_json(record, {"a": 1})

@@ -75,7 +75,7 @@ def test_bad_command_lines_are_one_line_and_status_2(arguments, words, capsys):
 @pytest.mark.parametrize("theirs", ["run.json", "ablation.json", "best.json", "tune/work.py"])
 def test_a_folder_of_something_else_is_left_alone(tiny_data, tmp_path, theirs):
     RunFolder.at(str(tmp_path), "s").write_file(theirs, b"{}")
-    with pytest.raises(InputError, match=f"s: holds {theirs.partition('/')[0]}, which is not"):
+    with pytest.raises(InputError, match=f"s: holds {theirs.partition('/')[0]} of something else"):
         main(command(tiny_data, tmp_path)[3:])
     assert [path.name for path in (tmp_path / "s").iterdir()] == [theirs.partition("/")[0]]
 
