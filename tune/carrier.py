@@ -11,6 +11,7 @@ from typing import Any
 import ray.tune
 from tqdm import tqdm
 
+from scribbleseg.errors import InputError
 from scribbleseg.manifest import BEST
 from scribbleseg.report import tables
 from scribbleseg.runs import RunFolder
@@ -205,6 +206,15 @@ class Follower(ray.tune.Callback):
         tqdm.write(f"[{self.num_ended}/{self.total}] {_run_name(trial)}: {words}", file=sys.stderr)
 
 
+def _is_confirmed(sweep: RunFolder) -> bool:
+    try:
+        best = sweep.read_json(BEST)
+    except InputError:
+        # A damaged one is written anew.
+        return False
+    return best is not None and str(best.get("run")).startswith("confirm_")
+
+
 class Ledger(ray.tune.Callback):
     """Writes down how far trials are when they stop or go on: trial.json, trials.csv, best.json."""
 
@@ -214,8 +224,7 @@ class Ledger(ray.tune.Callback):
         self.trials = {trial.number: trial for trial in known}
         """Those that have had a process, as they were when they last stopped."""
         self.num_trials = study.num_trials
-        run = str((self.sweep.read_json(BEST) or {}).get("run", ""))
-        self.is_confirmed = run.startswith("confirm_")
+        self.is_confirmed = _is_confirmed(self.sweep)
         """Whether the best is one that was trained again; it stays until others are."""
         self.bar: Any = tqdm(
             total=self.num_trials,

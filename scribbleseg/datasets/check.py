@@ -27,6 +27,7 @@ from scribbleseg.datasets.scenes import (
     read_image,
     read_mask,
     read_scribbles,
+    require_above_splits,
     require_same_size,
     require_utf8,
 )
@@ -275,11 +276,7 @@ def _split_folders(root: Path) -> list[Path]:
     """Return the folders in `root` that hold any of the contract's folders, sorted."""
     if not root.is_dir():
         raise InputError(f"{root}: not a folder; expected ROOT that holds SPLIT/images")
-    if (root / "images").is_dir():
-        raise InputError(
-            f"{root}: found images/, so this is one split; expected the folder above it: give "
-            f"{root.absolute().parent}"
-        )
+    require_above_splits(root)
     splits = sorted({path.parent for name in _FOLDERS for path in root.glob(f"*/{name}")})
     if not splits:
         raise InputError(f"{root}: found no SPLIT/images; expected a folder of splits, as train/")

@@ -137,6 +137,15 @@ def list_splits(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob("*/images") if path.is_dir())
 
 
+def require_above_splits(root: Path) -> None:
+    """Raise an `InputError` where a folder is a split instead of one that holds splits."""
+    if (root / "images").is_dir():
+        raise InputError(
+            f"{root}: found images/, so this is one split; expected the folder above it: give "
+            f"{root.absolute().parent}"
+        )
+
+
 def list_scenes(
     root: str | Path, split: str, *, need_masks: bool, cache_dir: str | Path | None = None
 ) -> list[ScenePaths]:
@@ -155,11 +164,7 @@ def list_scenes(
     root = local_copy(root, cache_dir, below=split)
     folder = root / split
     if not folder.is_dir():
-        if (root / "images").is_dir():
-            raise InputError(
-                f"{root}: found images/, so this is one split; expected the folder above it: give "
-                f"{root.absolute().parent}"
-            )
+        require_above_splits(root)
         found = ", ".join(list_splits(root)) or "no split"
         raise InputError(f"{folder}: no such split; {root} holds {found}; name one that exists")
     images = list_files(folder / "images", IMAGE_SUFFIXES)

@@ -132,6 +132,12 @@ def test_stems_in_another_unicode_spelling(tiny_root: Path):
     one_line(caught, "scribbles: found no file for", "Unicode", f"--nfc {tiny_root / 'train'}`")
 
 
+def test_a_split_in_place_of_its_root(tiny_root: Path):
+    with pytest.raises(InputError) as caught:
+        list_scenes(tiny_root / "train", "train", need_masks=False)
+    one_line(caught, "this is one split", f"give {tiny_root}")
+
+
 def test_two_images_of_one_stem(tiny_root: Path):
     save(tiny_root / "train" / "images" / "a.jpg", noise(8, 12, 3))
     with pytest.raises(InputError) as caught:

@@ -286,6 +286,7 @@ def test_the_ledger_of_a_sweep_that_goes_on_mends_the_table(folder):
     study = make_study(folder, rungs=RUNGS, num_trials=3)
     drive(folder, study)
     assert folder.read_file("trials.csv") is None and folder.best() is None
+    folder.write_file("best.json", b"{cut")
     known = settle(folder, read_trials(folder), RUNGS)
     ledger = Ledger(make_study(folder, rungs=RUNGS, num_trials=3), known)
     assert len(ledger.ended()) == 3
