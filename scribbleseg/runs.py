@@ -498,7 +498,11 @@ def status(uri: str) -> RunStatus:
     run = RunFolder.open(uri)
     record = run.read_record()
     if record is None:
-        raise InputError(f"{uri}: holds no {RUN}; expected the folder of a run, STORAGE/NAME")
+        inside = ", ".join(run.list_folders()[:3])
+        found = f"but {inside}" if inside else "nor any folder"
+        raise InputError(
+            f"{uri}: holds no {RUN}, {found}; expected the folder of a run, STORAGE/NAME"
+        )
     history = run.read_metrics()
     metrics = history[-1] if history else {}
     finished = record.get("finished") is True

@@ -554,8 +554,9 @@ def test_pull_follows_a_link_and_refuses_a_mounted_disk(
 
 def test_status_is_computed_from_storage_alone(run: RunFolder, storage: str) -> None:
     uri = f"{storage}/cpu-1a2b3c4d"
-    assert "holds no run.json" in one_line(lambda: status(uri))
+    assert "holds no run.json, nor any folder" in one_line(lambda: status(uri))
     run.write_json("run.json", {"finished": False, "config": to_dict(FinetuneConfig())})
+    assert "holds no run.json, but cpu-1a2b3c4d;" in one_line(lambda: status(storage))
     begun = status(uri)
     assert (begun.epoch, begun.epochs, begun.metrics, begun.seconds_left) == (0, 40, {}, None)
 
