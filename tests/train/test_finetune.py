@@ -141,7 +141,13 @@ def test_a_killed_run_started_again_equals_the_undisturbed_one(tiny_data, tmp_pa
 def test_ctrl_c_is_one_word_and_status_130(tiny_data, tmp_path, workers):
     settings = ("--train.epochs=1000", f"--launch.num-workers={workers}")
     stopped, log = RunFolder.at(str(tmp_path), "stopped"), tmp_path / "log"
-    with driving(command(tiny_data, tmp_path, "stopped", *settings), log) as driver:
+    # A shell starts what it puts in the background with Ctrl-C ignored, and so do its children.
+    heeding = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('train.finetune', run_name='__main__', alter_sys=True)"
+    )
+    words = command(tiny_data, tmp_path, "stopped", *settings)
+    with driving([sys.executable, "-c", heeding, *words[3:]], log) as driver:
         wait_for(lambda: (stopped.last() or 0) >= 1, driver)
         os.killpg(driver.pid, signal.SIGINT)
         assert driver.wait(timeout=120) == 130, log.read_text()
