@@ -111,6 +111,9 @@ def require_pixels(path: File, most: int) -> None:
             too_many = width * height > most
     except Image.DecompressionBombError:
         found, too_many = f"more than {MAX_MEGAPIXELS} megapixels", True
+    except Image.DecompressionBombWarning:
+        # At half of that, where warnings are errors.
+        found, too_many = f"more than {MAX_MEGAPIXELS // 2} megapixels", True
     except DECODE_ERRORS:
         return
     if too_many:
