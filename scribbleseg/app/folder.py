@@ -26,6 +26,7 @@ from scribbleseg.app.arrivals import MAX_PIXELS, made_fit
 from scribbleseg.app.refusal import Refusal, not_written
 from scribbleseg.datasets.files import IMAGE_SUFFIXES, FileBytes, require_pixels
 from scribbleseg.datasets.scenes import (
+    FOLDERS,
     LABEL_SUFFIXES,
     encode_png,
     is_predicted,
@@ -55,7 +56,6 @@ BLANK = "blank"
 _FILES_KNOWN = 1 << 17
 
 Kind = Literal["scribbles", "ground_truth"]
-SAMPLE_FOLDERS = ("images", "scribbles", "ground_truth")
 Progress = Literal["untouched", "drawn", "changed", "accepted"]
 
 
@@ -293,7 +293,7 @@ class Folder:
                 f"{mark.parent}: was not made by the page, which links there what was accepted; "
                 "give it another name",
             )
-        for made in (mark.parent, *map(mark.parent.joinpath, SAMPLE_FOLDERS)):
+        for made in (mark.parent, *map(mark.parent.joinpath, FOLDERS)):
             # What is linked there no more is removed, and must not be somebody's photographs.
             if made.is_symlink():
                 raise Refusal(

@@ -17,6 +17,7 @@ from scribbleseg.datasets.files import IMAGE_SUFFIXES, is_turned_file, write_pic
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
+    FOLDERS,
     LABEL_SUFFIXES,
     OBJECT,
     RESPELL,
@@ -35,7 +36,6 @@ from scribbleseg.datasets.sheet import draw_sheet, draw_tile
 from scribbleseg.errors import InputError
 
 MAX_TILES = 24
-_FOLDERS = ("images", "scribbles", "ground_truth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +255,7 @@ def _require_place(out: Path, root: Path) -> None:
     folder = out.resolve().parent
     if out.is_dir():
         raise _unwritable(out, "is a folder")
-    if folder.name in _FOLDERS and folder.is_relative_to(root.resolve()):
+    if folder.name in FOLDERS and folder.is_relative_to(root.resolve()):
         raise InputError(f"{out}: is among the data; give the contact sheet another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -277,7 +277,7 @@ def _split_folders(root: Path) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"{root}: not a folder; expected ROOT that holds SPLIT/images")
     require_above_splits(root)
-    splits = sorted({path.parent for name in _FOLDERS for path in root.glob(f"*/{name}")})
+    splits = sorted({path.parent for name in FOLDERS for path in root.glob(f"*/{name}")})
     if not splits:
         raise InputError(f"{root}: found no SPLIT/images; expected a folder of splits, as train/")
     return splits
@@ -286,7 +286,7 @@ def _split_folders(root: Path) -> list[Path]:
 def _list_split(folder: Path, errors: list[str], warnings: list[Oddity]) -> list[_Sample]:
     """Return the samples of a split, sorted by stem; note files that do not match."""
     files: dict[str, dict[str, Path]] = {}
-    for name in _FOLDERS:
+    for name in FOLDERS:
         if name == "ground_truth" and not (folder / name).exists():
             continue
         suffixes = IMAGE_SUFFIXES if name == "images" else LABEL_SUFFIXES

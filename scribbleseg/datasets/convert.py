@@ -25,6 +25,7 @@ from scribbleseg.datasets.files import (
 from scribbleseg.datasets.remote import local_copy
 from scribbleseg.datasets.scenes import (
     BACKGROUND,
+    FOLDERS,
     OBJECT,
     UNLABELLED,
     ScenePaths,
@@ -164,7 +165,7 @@ def convert(
     done: list[Conversion] = []
     with new_folder(out) as folder:
         for split in scenes:
-            for name in ("images", "scribbles", "ground_truth"):
+            for name in FOLDERS:
                 if (root / split / name).is_dir():
                     (folder / split / name).mkdir(parents=True)
         for paths in progress(every):

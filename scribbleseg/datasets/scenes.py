@@ -40,6 +40,8 @@ from scribbleseg.errors import InputError
 # Masks use the values of strokes; there 255 means "ignore".
 from scribbleseg.scribbles.encode import BACKGROUND, OBJECT, UNLABELLED
 
+FOLDERS = ("images", "scribbles", "ground_truth")
+"""Of a split."""
 LABEL_SUFFIXES = (".png",)
 # How to mend names that `are_respelled`; {} are their folders.
 RESPELL = (
